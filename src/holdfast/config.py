@@ -1,0 +1,249 @@
+"""What a user configures, checked where it is written: a wrong value fails in the line that holds it."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from holdfast.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from holdfast.controller.callbacks import UserCallback
+
+ScoreOrder = Literal["max", "min"]
+
+
+class CheckpointUploadMode(enum.Enum):
+    """How `report` brings a checkpoint into the run's storage.
+
+    ASYNC: `report` returns at once where it can; in this version it waits as SYNC does.
+    SYNC: `report` returns on every rank once the checkpoint is committed.
+    NO_UPLOAD: the checkpoint lies in the run's storage already; it is registered without copying.
+    """
+
+    ASYNC = "ASYNC"
+    SYNC = "SYNC"
+    NO_UPLOAD = "NO_UPLOAD"
+
+
+class CheckpointConsistencyMode(enum.Enum):
+    """What `get_all_reported_checkpoints` waits for.
+
+    COMMITTED: every checkpoint reported so far is committed.
+    VALIDATED: and those with a validation have its outcome.
+    """
+
+    COMMITTED = "COMMITTED"
+    VALIDATED = "VALIDATED"
+
+
+def _check_int(what: str, value: object, minimum: int, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(f"{what} must be a whole number, not {value!r}; {hint}")
+    if value < minimum:
+        raise ConfigurationError(f"{what} must be at least {minimum}, not {value}; {hint}")
+
+
+def _check_seconds(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigurationError(f"{what} must be seconds, 0 or more, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=False)
+class ScalingConfig:
+    """How many workers, and what each one gets.
+
+    Attributes:
+        num_workers: Processes that run the function; 0 runs it in this process.
+            `(min, max)` for elastic groups is accepted by engines that can resize (the local one cannot).
+        use_gpu: One GPU a worker, by `CUDA_VISIBLE_DEVICES`.
+        resources_per_worker: `{"GPU": n}` gives n whole GPUs a worker; `{"CPU": n}` its number of threads.
+        placement_strategy: For engines with several nodes; one node ignores it.
+        accelerator_type: As `placement_strategy`.
+        label_selector: As `placement_strategy`.
+    """
+
+    num_workers: int | tuple[int, int] = 1
+    use_gpu: bool = False
+    resources_per_worker: Mapping[str, float] | None = None
+    placement_strategy: str = "PACK"
+    accelerator_type: str | None = None
+    label_selector: Any = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_workers, tuple):
+            if len(self.num_workers) != 2:
+                raise ConfigurationError(f"ScalingConfig.num_workers {self.num_workers!r} must be (min, max)")
+            for value in self.num_workers:
+                _check_int("ScalingConfig.num_workers", value, 1, "an elastic range is (min, max) with min >= 1")
+            if self.num_workers[0] > self.num_workers[1]:
+                raise ConfigurationError(f"ScalingConfig.num_workers {self.num_workers!r} has its minimum above its maximum")
+        else:
+            _check_int(
+                "ScalingConfig.num_workers", self.num_workers, 0, "0 runs the function in this process, N starts N workers"
+            )
+        for name, amount in (self.resources_per_worker or {}).items():
+            if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount >= 0:
+                raise ConfigurationError(f"ScalingConfig.resources_per_worker[{name!r}] must be 0 or more, not {amount!r}")
+        gpus = (self.resources_per_worker or {}).get("GPU")
+        if gpus is not None and gpus > 0 and not self.use_gpu:
+            raise ConfigurationError(
+                f"ScalingConfig.resources_per_worker asks for {gpus} GPU a worker but use_gpu is False; set use_gpu=True"
+            )
+        if gpus is not None and gpus != int(gpus):
+            raise ConfigurationError(f"ScalingConfig.resources_per_worker['GPU'] must be whole GPUs, not {gpus!r}")
+
+    @property
+    def gpus_per_worker(self) -> int:
+        """Whole GPUs that each worker gets."""
+        if not self.use_gpu:
+            return 0
+        return int((self.resources_per_worker or {}).get("GPU", 1))
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints are kept.
+
+    Attributes:
+        num_to_keep: The best K by score (the newest K without a score attribute), besides the latest, which
+            is always kept; None keeps all.
+        checkpoint_score_attribute: The metric that ranks; nested metrics as `a/b`.
+        checkpoint_score_order: `max` or `min`. A missing or NaN score ranks below every number in both.
+    """
+
+    num_to_keep: int | None = None
+    checkpoint_score_attribute: str | None = None
+    checkpoint_score_order: ScoreOrder = "max"
+
+    def __post_init__(self) -> None:
+        if self.num_to_keep is not None:
+            _check_int(
+                "CheckpointConfig.num_to_keep", self.num_to_keep, 1, "None keeps all; to keep nothing, report no checkpoint"
+            )
+        if self.checkpoint_score_order not in ("max", "min"):
+            raise ConfigurationError(
+                f"CheckpointConfig.checkpoint_score_order must be 'max' or 'min', not {self.checkpoint_score_order!r}"
+            )
+        attribute = self.checkpoint_score_attribute
+        if attribute is not None and (not isinstance(attribute, str) or not attribute):
+            raise ConfigurationError(
+                f"CheckpointConfig.checkpoint_score_attribute must be a metric's name, not {attribute!r}"
+            )
+
+
+@dataclass(frozen=True)
+class FailureConfig:
+    """How often a run may fail before `fit()` gives up.
+
+    Attributes:
+        max_failures: Restarts after worker failures; -1 for no limit. Ranks that fail together count once.
+        controller_failure_limit: Restarts after failures of the driver's own side; -1 for no limit.
+        max_preemption_failures: Restarts after nodes were taken away; -1 for no limit.
+        preemption_grace_s: Seconds that workers get after a notice of preemption.
+    """
+
+    max_failures: int = 0
+    controller_failure_limit: int = -1
+    max_preemption_failures: int = -1
+    preemption_grace_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_failures", "controller_failure_limit", "max_preemption_failures"):
+            _check_int(f"FailureConfig.{name}", getattr(self, name), -1, "-1 means no limit")
+        _check_seconds("FailureConfig.preemption_grace_s", self.preemption_grace_s)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lies and how it is kept.
+
+    Attributes:
+        name: The run's directory below `storage_path`; generated where None. Fitting again with the same name
+            resumes the run.
+        storage_path: Where runs lie; `~/holdfast_results` where None.
+        storage_filesystem: A file system object to reach it with.
+        callbacks: `UserCallback`s, called in the driver.
+        worker_runtime_env: `{"env_vars": {...}}`: environment variables for the workers.
+        logging_config: Accepted for scripts that pass one; workers inherit Python's own logging defaults.
+        durability: `background` commits at once and flushes to disk behind; `strict` makes `report` wait for it.
+        progress: `auto` (a live line on a terminal, else plain lines), `live`, `plain`, or `quiet`. The environment
+            variable `HOLDFAST_PROGRESS` overrides `auto`.
+        stop_grace_s: Seconds between asking workers to stop (Ctrl-C, SIGTERM) and killing them.
+        late_rank_warning_s: Seconds after which a rank that others wait for is named in a warning, with stacks.
+    """
+
+    name: str | None = None
+    storage_path: str | os.PathLike[str] | None = None
+    storage_filesystem: Any = None
+    failure_config: FailureConfig = field(default_factory=FailureConfig)
+    checkpoint_config: CheckpointConfig = field(default_factory=CheckpointConfig)
+    callbacks: Sequence[UserCallback] | None = None
+    worker_runtime_env: Mapping[str, Any] | None = None
+    logging_config: Any = None
+    durability: Literal["background", "strict"] = "background"
+    progress: Literal["auto", "live", "plain", "quiet"] = "auto"
+    stop_grace_s: float = 30.0
+    late_rank_warning_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        from holdfast.persistence.layout import check_name
+
+        if self.name is not None:
+            check_name(self.name, "RunConfig.name")
+        for value, kind, what in (
+            (self.failure_config, FailureConfig, "failure_config"),
+            (self.checkpoint_config, CheckpointConfig, "checkpoint_config"),
+        ):
+            # None is what scripts pass that compute their configs; it means the default.
+            if value is None:
+                object.__setattr__(self, what, kind())
+            elif not isinstance(value, kind):
+                raise ConfigurationError(f"RunConfig.{what} must be a {kind.__name__}, not {value!r}")
+        if self.durability not in ("background", "strict"):
+            raise ConfigurationError(f"RunConfig.durability must be 'background' or 'strict', not {self.durability!r}")
+        if self.progress not in ("auto", "live", "plain", "quiet"):
+            raise ConfigurationError(
+                f"RunConfig.progress must be 'auto', 'live', 'plain' or 'quiet', not {self.progress!r}"
+            )
+        if self.storage_path is not None and not isinstance(self.storage_path, str | os.PathLike):
+            raise ConfigurationError(f"RunConfig.storage_path must be a path or URI, not {self.storage_path!r}")
+        if isinstance(self.storage_path, str) and not self.storage_path:
+            raise ConfigurationError("RunConfig.storage_path is empty; give a directory, or None for the default")
+        unknown = set(self.worker_runtime_env or {}) - {"env_vars"}
+        if unknown:
+            raise ConfigurationError(
+                f"RunConfig.worker_runtime_env: {sorted(unknown)} cannot be honoured by local workers, which share this "
+                "process's installation; only 'env_vars' can"
+            )
+        _check_seconds("RunConfig.stop_grace_s", self.stop_grace_s)
+        _check_seconds("RunConfig.late_rank_warning_s", self.late_rank_warning_s)
+
+
+@dataclass(frozen=True)
+class ValidationTaskConfig:
+    """How one checkpoint is validated.
+
+    Attributes:
+        fn_kwargs: Keyword arguments for the validation function.
+        timeout_s: Seconds it may take; None for no limit.
+    """
+
+    fn_kwargs: Mapping[str, Any] | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """The function that validates checkpoints beside training.
+
+    Attributes:
+        fn: `fn(checkpoint, **kwargs) -> dict` of metrics.
+        task_config: Defaults for every call.
+    """
+
+    fn: Callable[..., Mapping[str, Any]]
+    task_config: ValidationTaskConfig | None = None

@@ -1,0 +1,236 @@
+"""The contract of a store: the one thing that persistence asks of any place that bytes can lie in.
+
+A store knows nothing of checkpoints. Keys are relative to the store's root, `/`-separated texts without empty, `.`
+or `..` parts; bytes that are no UTF-8 appear as surrogates, as `os.fsdecode` gives them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a store can do beyond putting and getting; the commit protocol chooses by these.
+
+    Attributes:
+        atomic_rename: `rename` moves a whole directory in one step that readers see entirely or not at all.
+        exclusive_create: `create` never overwrites, even against a second writer at the same instant.
+        append: `open_append` exists, and appended bytes survive the death of the process.
+        durable_writes: What a write has returned survives a loss of power; `sync` has nothing to do.
+        kernel_lock: `lock` exists, and the lock goes with the process that holds it.
+        links: `put_symlink` makes a real link; elsewhere only the manifest knows of it.
+    """
+
+    atomic_rename: bool
+    exclusive_create: bool
+    append: bool
+    durable_writes: bool
+    kernel_lock: bool
+    links: bool
+
+
+@dataclass(frozen=True)
+class StoreEntry:
+    """One entry of a listing.
+
+    Attributes:
+        key: The full key.
+        size_bytes: 0 for a directory.
+        is_directory: True for a directory (or common prefix).
+        mtime_s: Last modification, seconds since the Unix epoch; 0.0 where the store has none.
+    """
+
+    key: str
+    size_bytes: int
+    is_directory: bool
+    mtime_s: float
+
+
+class Hasher(Protocol):
+    """Takes a file's bytes in order (a hole counts as the zeros it reads as)."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Adds the next bytes."""
+
+
+class AppendHandle(Protocol):
+    """An open end of a growing object."""
+
+    def write(self, data: bytes) -> None:
+        """Appends; when it returns, the bytes survive the death of this process."""
+
+    def close(self) -> None:
+        """Ends appending."""
+
+
+class StoreLock(Protocol):
+    """A held lock."""
+
+    def release(self) -> None:
+        """Gives the lock back; safe to repeat."""
+
+    def __enter__(self) -> StoreLock: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Store(ABC):
+    """A place that holds bytes under keys.
+
+    All methods are safe to call from several threads. Every failure is a `StorageError` (or one of its
+    subclasses) that names the key and the remedy where one is known; an `OSError` never escapes.
+    """
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """The root as a user writes it: a path for local stores, else a URI. Never holds a secret."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this store can do."""
+
+    @abstractmethod
+    def child(self, key: str) -> Store:
+        """The same store with `key` as its root. Costs nothing."""
+
+    @abstractmethod
+    def local_path(self, key: str = "") -> Path | None:
+        """The path of `key` where the store is a directory of this machine, else None."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Makes the root if it is missing and proves that it can be written.
+
+        Raises:
+            StorageError: It cannot; the text says why and what to do.
+        """
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether an object (or directory) lies at `key`."""
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """The whole object; for records, not for checkpoint files.
+
+        Raises:
+            StoreNotFoundError: There is none.
+        """
+
+    @abstractmethod
+    def open_read(self, key: str) -> BinaryIO:
+        """The object as a seekable binary file.
+
+        Raises:
+            StoreNotFoundError: There is none.
+        """
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Puts a small object, replacing what was there; a reader sees the old one or the new one, whole."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> None:
+        """Puts a small object that must not exist yet; a reader sees it whole or not at all.
+
+        Raises:
+            StoreExistsError: Something lies there. Where a first answer may have been lost, the caller reads back
+                and compares: it may be our own.
+        """
+
+    @abstractmethod
+    def put_file(self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None) -> None:
+        """Copies an open file to `key`, which must not exist; reads each byte once.
+
+        Holes stay holes where the store can. Not atomic: a directory that is not committed yet takes it.
+
+        Args:
+            source: A readable descriptor; its offset is ignored and may be moved.
+            size_bytes: How many bytes to copy from the start.
+            mode: Permission bits, kept where the store can.
+            hasher: Fed with every byte in order.
+
+        Raises:
+            StoreExistsError: Something lies there; nothing was read or written.
+            StorageError: Reading ended early, or the write failed (`No space left` …); the partial object is removed.
+        """
+
+    @abstractmethod
+    def adopt_file(self, key: str, path: str) -> bool:
+        """Takes over a file of this machine without copying (hard link); the original stays in place.
+
+        Returns:
+            False where that cannot be done (another file system, no links, no permission): then copy.
+
+        Raises:
+            StoreExistsError: Something lies at `key`.
+        """
+
+    @abstractmethod
+    def put_symlink(self, key: str, target: str) -> None:
+        """Makes a symbolic link at `key`, or nothing where the store has none.
+
+        Raises:
+            StoreExistsError: Something else lies there.
+        """
+
+    @abstractmethod
+    def make_directory(self, key: str) -> None:
+        """Makes a directory and its parents; nothing where directories are only prefixes."""
+
+    @abstractmethod
+    def list(self, key: str = "", *, recursive: bool = False) -> Iterator[StoreEntry]:
+        """The entries below `key`, in no order; nothing if there is no such directory.
+
+        Recursive listings give files (and links) only. An entry that vanishes meanwhile is left out.
+        """
+
+    @abstractmethod
+    def rename(self, source: str, target: str) -> None:
+        """Moves a directory to a key where nothing lies, in one step.
+
+        Raises:
+            StoreExistsError: Something lies at `target`.
+            StoreNotFoundError: Nothing lies at `source`.
+        """
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Removes one object; one that is already gone is no error."""
+
+    @abstractmethod
+    def delete_tree(self, key: str) -> None:
+        """Removes a directory and all below it; one that is already gone is no error."""
+
+    @abstractmethod
+    def open_append(self, key: str) -> AppendHandle:
+        """Opens an object for appending, made where missing. Needs `capabilities.append`."""
+
+    @abstractmethod
+    def lock(self, key: str, description: str) -> StoreLock | str:
+        """Takes an exclusive lock that ends with this process, without waiting. Needs `capabilities.kernel_lock`.
+
+        Args:
+            description: Who we are; another process that fails to lock reads it.
+
+        Returns:
+            The lock, or the description that its present holder gave.
+        """
+
+    @abstractmethod
+    def sync(self, directory: str, files: Sequence[str]) -> None:
+        """Makes files, the directories between them and `directory`, and `directory`'s own entry durable.
+
+        Args:
+            files: Keys below `directory`.
+        """
