@@ -1,0 +1,87 @@
+# make test    what every change must pass           make demo   a job that loses a worker and comes back
+# make bench   the table of docs/benchmarks.md       make help   all targets
+#
+# The environment in .venv is made by whichever target comes first, and made again when pyproject.toml changes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?=
+TORCH ?= torch==2.13.0
+PEER ?= ray[train]==2.60.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+PEER_VENV := .venv-peer
+PEER_STAMP := $(PEER_VENV)/.ready
+# A peer's environment that exists already: make bench PEER_PYTHON=/path/to/python
+PEER_PYTHON ?= $(CURDIR)/$(PEER_VENV)/bin/python
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+# torch goes in by itself and pinned: left to the resolver, a newer one may come with several GB of CUDA libraries.
+$(STAMP): pyproject.toml scripts/find-python
+	@test -x $(BIN)/python || { python=$$(scripts/find-python $(PYTHON)); echo "Making $(VENV) with $$python"; \
+		"$$python" -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet "$(TORCH)" numpy
+	$(BIN)/python -m pip install --quiet --editable ".[torch,pandas,dev]"
+	@touch $@
+
+.PHONY: install
+install: $(STAMP)  ## make the environment in .venv
+
+.PHONY: lint
+lint: $(STAMP)  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: lint  ## lint, and every test that is not slow
+	$(BIN)/python -m pytest -m "not slow"
+
+.PHONY: test-all
+test-all: lint  ## lint, all tests, and the core's tests on other Pythons that are found
+	$(BIN)/python -m pytest
+	scripts/test-other-pythons $(BIN)/python
+
+.PHONY: demo
+demo: $(STAMP)  ## train, kill a worker, recover, compare
+	$(BIN)/python examples/demo.py
+
+$(PEER_STAMP): Makefile
+	@test -x $(PEER_VENV)/bin/python || { python=$$(scripts/find-python $(PYTHON)); "$$python" -m venv $(PEER_VENV); }
+	$(PEER_VENV)/bin/python -m pip install --quiet "$(TORCH)" numpy
+	$(PEER_VENV)/bin/python -m pip install --quiet "$(PEER)"
+	@touch $@
+
+ifeq ($(PEER_PYTHON),$(CURDIR)/$(PEER_VENV)/bin/python)
+BENCH_NEEDS := $(PEER_STAMP)
+endif
+
+.PHONY: bench
+bench: $(STAMP) $(BENCH_NEEDS)  ## measure against the peer and write docs/benchmarks.md (half an hour; ARGS=--quick)
+	$(BIN)/python -m benchmarks --peer-python "$(PEER_PYTHON)" $(ARGS)
+
+.PHONY: docs
+docs: $(STAMP)  ## run every example of README.md and docs/
+	$(BIN)/python -m pytest tests/docs
+
+.PHONY: format
+format: $(STAMP)  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: clean
+clean:  ## remove what make made, environments included
+	rm -rf $(VENV) $(PEER_VENV) .venv-test-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache .demo benchmarks/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
