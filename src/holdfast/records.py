@@ -164,6 +164,7 @@ class EpochRecord(Record, frozen=True):
         first_report: The lowest report index that this epoch may use.
         holder: Who drives, as a person wants to read it (user, host, process id).
         nonce: Tells a record that we wrote (and whose answer was lost) from another driver's.
+        configuration: As this driver was configured; the newest one's holds for the run.
     """
 
     format_version: int = FORMAT_VERSION
@@ -174,6 +175,7 @@ class EpochRecord(Record, frozen=True):
     first_attempt: int = 1
     first_report: int = 1
     adopted: tuple[AdoptedCheckpoint, ...] = ()
+    configuration: dict[str, str] = {}
 
 
 class Note(Record, frozen=True):

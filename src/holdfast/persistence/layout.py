@@ -19,6 +19,7 @@ EPOCHS = f"{PRIVATE}/epochs"
 METRICS = f"{PRIVATE}/metrics"
 NOTES = f"{PRIVATE}/notes"
 LOGS = f"{PRIVATE}/logs"
+PENDING = f"{PRIVATE}/pending"
 
 _PARTIAL = re.compile(r"^\.(?P<name>.+)\.partial-(?P<epoch>\d+)\.(?P<attempt>\d+)$", re.DOTALL)
 _TRASH = re.compile(r"^\.(?P<name>.+)\.(?:deleting|damaged)-(?P<tag>[0-9a-f]+)$", re.DOTALL)
@@ -44,6 +45,14 @@ def metadata_key(name: str) -> str:
 def note_key(name: str) -> str:
     """Where the note of the checkpoint `name` lies."""
     return f"{NOTES}/{name}.json"
+
+
+def pending_key(name: str) -> str:
+    """Where a store without rename says that the files at `name` are ours, and being written or deleted.
+
+    Without it nobody could tell a checkpoint's remains from a directory of the user's own.
+    """
+    return f"{PENDING}/{name}.json"
 
 
 def partial_name(name: str, epoch: int, attempt: int) -> str:

@@ -1,0 +1,207 @@
+"""What a run holds, read from its storage alone, without a lock: for the driver that opens it and for any reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from holdfast.errors import FormatError, StorageError, StoreNotFoundError
+from holdfast.persistence import layout
+from holdfast.persistence.manifest import decode_committed
+from holdfast.persistence.notes import note_names, read_note
+from holdfast.records import FORMAT_VERSION, CommittedCheckpoint, EpochRecord, Note, RunRecord
+from holdfast.stores.base import Store
+
+# Requests in flight to a store that answers over a network; a local disk is faster without threads.
+_REMOTE_READS = 16
+
+_epoch_decoder = msgspec.json.Decoder(EpochRecord)
+_run_decoder = msgspec.json.Decoder(RunRecord)
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass
+class Catalog:
+    """What lies in a run's storage.
+
+    Attributes:
+        checkpoints: Those that are valid and not known to be damaged, in report order.
+        damaged: Why recovery skipped a valid one, by name.
+        void: Names of checkpoints that a driver wrote after another had taken the run over.
+        directories: Names of all directories that are not hidden, the user's own among them.
+        problems: What could not be read, in words for a person.
+        epoch: The newest epoch, or 0 where there is none.
+        epochs: The epoch records that could be read, by number.
+        notes: The notes of checkpoints in this catalog, by name.
+        highest_report: The highest report index in any manifest, void and damaged ones too.
+        highest_attempt: As `highest_report`.
+    """
+
+    checkpoints: list[CommittedCheckpoint] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+    void: set[str] = field(default_factory=set)
+    directories: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+    epoch: int = 0
+    epochs: dict[int, EpochRecord] = field(default_factory=dict)
+    notes: dict[str, Note] = field(default_factory=dict)
+    highest_report: int = 0
+    highest_attempt: int = 0
+
+    @property
+    def record(self) -> EpochRecord | None:
+        """The newest epoch's record, or None where there is none that can be read."""
+        return self.epochs.get(self.epoch)
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Names that retention must not delete."""
+        return frozenset(name for name, note in self.notes.items() if note.pinned)
+
+
+def load(store: Store) -> Catalog:
+    """Reads what a run holds; what cannot be read becomes a problem in the catalog, never an error.
+
+    Args:
+        store: Rooted at the run's directory.
+
+    Raises:
+        StorageError: The store cannot be listed at all.
+    """
+    catalog = Catalog()
+    load_epochs(store, catalog)
+    names = [entry.key for entry in store.list() if entry.is_directory and not layout.is_hidden(entry.key)]
+    catalog.directories = set(names)
+
+    def read(name: str) -> CommittedCheckpoint | str | None:
+        return _read_committed(store, name)
+
+    found: list[CommittedCheckpoint] = []
+    for name, result in zip(names, _map(store, read, names), strict=True):
+        if isinstance(result, str):
+            catalog.problems.append(result)
+            catalog.damaged[name] = result
+        elif result is not None:
+            found.append(result)
+    for checkpoint in found:
+        catalog.highest_report = max(catalog.highest_report, checkpoint.report_index)
+        catalog.highest_attempt = max(catalog.highest_attempt, checkpoint.attempt)
+    _judge(catalog, found)
+    _merge_notes(store, catalog)
+    catalog.checkpoints.sort(key=lambda checkpoint: (checkpoint.report_index, checkpoint.name))
+    return catalog
+
+
+def load_epochs(store: Store, catalog: Catalog) -> None:
+    """Reads the epoch records into a catalog."""
+    numbers = [
+        number
+        for entry in store.list(layout.EPOCHS)
+        if (number := layout.parse_epoch(entry.key.rpartition("/")[2])) is not None
+    ]
+    for number in sorted(numbers):
+        try:
+            catalog.epochs[number] = read_epoch(store, number)
+        except (FormatError, StorageError) as error:
+            catalog.problems.append(str(error))
+    catalog.epoch = max(numbers, default=0)
+
+
+def read_epoch(store: Store, number: int) -> EpochRecord:
+    """One epoch's record.
+
+    Raises:
+        FormatError: It cannot be understood.
+        StorageError: It cannot be read.
+    """
+    where = f"{store.url}/{layout.epoch_key(number)}"
+    try:
+        record = _epoch_decoder.decode(store.read(layout.epoch_key(number)))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise FormatError(f"{where} is no epoch record that Holdfast can read: {error}") from error
+    if record.format_version > FORMAT_VERSION:
+        raise FormatError(
+            f"{where} was written by a newer Holdfast (format version {record.format_version}; this one reads up to "
+            f"{FORMAT_VERSION}); upgrade with: pip install -U holdfast"
+        )
+    return record
+
+
+def read_run_record(store: Store) -> RunRecord | None:
+    """`run.json`, or None where there is none, or none that can be read: a run works without."""
+    try:
+        return _run_decoder.decode(store.read(layout.RUN_RECORD))
+    except (StoreNotFoundError, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _read_committed(store: Store, name: str) -> CommittedCheckpoint | str | None:
+    """A checkpoint; or what is wrong with its manifest; or None for a directory that is no checkpoint."""
+    key = layout.manifest_key(name)
+    try:
+        return decode_committed(store.read(key), f"{store.url}/{key}", name)
+    except StoreNotFoundError:
+        return None
+    except (FormatError, StorageError) as error:
+        return str(error)
+
+
+def _judge(catalog: Catalog, found: Iterable[CommittedCheckpoint]) -> None:
+    """Tells valid checkpoints from what a stalled driver wrote after it had been replaced."""
+    record = catalog.record
+    if record is None:
+        # No epochs: directories that were copied here by hand. Or the newest record is unreadable, and what it
+        # adopted is unknown: to take all is to risk a void one, to take none is to lose the run.
+        catalog.checkpoints = list(found)
+        return
+    adopted = {(entry.name, entry.id) for entry in record.adopted}
+    for checkpoint in found:
+        # An epoch above the newest record: a loss of power took the record, not the checkpoint.
+        if checkpoint.epoch >= catalog.epoch or (checkpoint.name, checkpoint.id) in adopted:
+            catalog.checkpoints.append(checkpoint)
+        else:
+            catalog.void.add(checkpoint.name)
+
+
+def _merge_notes(store: Store, catalog: Catalog) -> None:
+    noted = note_names(store)
+    valid = {checkpoint.name: checkpoint for checkpoint in catalog.checkpoints}
+    wanted = [name for name in valid if name in noted]
+
+    def read(name: str) -> Note | str | None:
+        try:
+            return read_note(store, name)
+        except StoreNotFoundError:
+            return None
+        except StorageError as error:
+            return str(error)
+
+    always_durable = store.capabilities.durable_writes
+    for name, note in zip(wanted, _map(store, read, wanted), strict=True):
+        if isinstance(note, str):
+            catalog.problems.append(note)
+        # A note for another id is of an earlier checkpoint that had this name.
+        elif note is not None and note.id == valid[name].id:
+            catalog.notes[name] = note
+            if note.damaged is not None:
+                catalog.damaged[name] = note.damaged
+                del valid[name]
+            elif note.durable and not always_durable:
+                valid[name] = msgspec.structs.replace(valid[name], durable=True)
+    catalog.checkpoints = (
+        [msgspec.structs.replace(checkpoint, durable=True) for checkpoint in valid.values()]
+        if always_durable
+        else list(valid.values())
+    )
+
+
+def _map(store: Store, function: Callable[[_T], _R], items: list[_T]) -> Iterator[_R]:
+    if store.local_path() is not None or len(items) < 2:
+        return map(function, items)
+    with ThreadPoolExecutor(_REMOTE_READS, thread_name_prefix="holdfast-catalog") as pool:
+        return iter(list(pool.map(function, items)))

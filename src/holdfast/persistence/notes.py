@@ -1,0 +1,48 @@
+"""Notes: what changes about a checkpoint after its commit, in a record of its own that may be lost without harm."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from holdfast.persistence import layout
+from holdfast.records import CommittedCheckpoint, Note
+from holdfast.stores.base import Store
+
+_log = logging.getLogger("holdfast")
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Note)
+
+
+def read_note(store: Store, name: str) -> Note | None:
+    """The note of the checkpoint `name`, or None where it cannot be read: it holds nothing that must be known.
+
+    Raises:
+        StorageError: The store failed, or there is no such note.
+    """
+    data = store.read(layout.note_key(name))
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        _log.warning("%s/%s cannot be read (%s); it is taken as absent", store.url, layout.note_key(name), error)
+        return None
+
+
+def write_note(store: Store, name: str, note: Note) -> None:
+    """Replaces the note of the checkpoint `name`.
+
+    If the process dies before this returns, readers see the old note or the new one; the checkpoint is the same.
+    """
+    store.write(layout.note_key(name), _encoder.encode(note))
+
+
+def note_names(store: Store) -> set[str]:
+    """The names of the checkpoints that have a note."""
+    names = (entry.key.rpartition("/")[2] for entry in store.list(layout.NOTES) if not entry.is_directory)
+    return {name.removesuffix(".json") for name in names if name.endswith(".json") and not layout.is_hidden(name)}
+
+
+def status_of(note: Note | None, checkpoint: CommittedCheckpoint) -> str | None:
+    """The validation status that a note gives a checkpoint, or None."""
+    return note.validation if note is not None and note.id == checkpoint.id else None
