@@ -174,6 +174,7 @@ class RunConfig:
             variable `HOLDFAST_PROGRESS` overrides `auto`.
         stop_grace_s: Seconds between asking workers to stop (Ctrl-C, SIGTERM) and killing them.
         late_rank_warning_s: Seconds after which a rank that others wait for is named in a warning, with stacks.
+        late_rank_timeout_s: Seconds after which that wait ends with an error; None for no limit.
     """
 
     name: str | None = None
@@ -188,6 +189,7 @@ class RunConfig:
     progress: Literal["auto", "live", "plain", "quiet"] = "auto"
     stop_grace_s: float = 30.0
     late_rank_warning_s: float = 30.0
+    late_rank_timeout_s: float | None = 1800.0
 
     def __post_init__(self) -> None:
         from holdfast.persistence.layout import check_name
@@ -221,6 +223,8 @@ class RunConfig:
             )
         _check_seconds("RunConfig.stop_grace_s", self.stop_grace_s)
         _check_seconds("RunConfig.late_rank_warning_s", self.late_rank_warning_s)
+        if self.late_rank_timeout_s is not None:
+            _check_seconds("RunConfig.late_rank_timeout_s", self.late_rank_timeout_s)
 
 
 @dataclass(frozen=True)

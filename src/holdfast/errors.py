@@ -170,6 +170,12 @@ class WaitTimeoutError(HoldfastError, TimeoutError):
     kind = "timeout"
 
 
+class DriverLostError(HoldfastError):
+    """The driver of this worker is gone, and with it whoever could answer."""
+
+    kind = "driver-lost"
+
+
 class WorkerDiedError(HoldfastError):
     """A worker process ended without reporting an exception."""
 

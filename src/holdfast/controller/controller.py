@@ -1,0 +1,194 @@
+"""Runs a job to its end: attempt after attempt, each from the latest valid checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from holdfast.controller.attempt import Attempt, Limits
+from holdfast.controller.callbacks import RunContext, UserCallback, call_all
+from holdfast.controller.failure import summarise
+from holdfast.errors import TrainingInterrupted
+from holdfast.metrics import decode_metrics, score_of
+from holdfast.worker import protocol
+
+if TYPE_CHECKING:
+    from holdfast.checkpoint import Checkpoint
+    from holdfast.config import CheckpointConfig, FailureConfig
+    from holdfast.controller.group import Engine
+    from holdfast.controller.observer import RunObserver
+    from holdfast.controller.reactor import Reactor
+    from holdfast.persistence.writer import RunWriter
+    from holdfast.records import CommittedCheckpoint
+
+logger = logging.getLogger("holdfast")
+
+
+@dataclass
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        metrics: Rank 0's last report as stored JSON, or None where nothing was reported.
+        value: cloudpickle of what rank 0 returned.
+        failures: The last attempt's exceptions by rank, empty after success.
+        controller_failure: What failed on the driver's own side.
+        signum: The signal that stopped it.
+        attempts: How many groups were started.
+    """
+
+    metrics: bytes | None = None
+    value: bytes | None = None
+    failures: dict[int, BaseException] = field(default_factory=dict)
+    controller_failure: BaseException | None = None
+    signum: int | None = None
+    attempts: int = 0
+
+
+class Controller:
+    """Owns the loop of one `fit()`; all methods but `stop_soon` belong to its thread."""
+
+    def __init__(
+        self,
+        *,
+        reactor: Reactor,
+        writer: RunWriter,
+        engine: Engine,
+        observer: RunObserver,
+        make_job: Callable[[int, int, int, int, str | None], protocol.Job],
+        open_checkpoint: Callable[[str], Checkpoint],
+        failure_config: FailureConfig,
+        checkpoint_config: CheckpointConfig,
+        limits: Limits,
+        callbacks: Sequence[UserCallback],
+    ) -> None:
+        """Takes everything that a job needs.
+
+        Args:
+            make_job: `(rank, world_size, attempt, first_report, checkpoint) -> Job`.
+            open_checkpoint: The checkpoint of a name, for callbacks.
+        """
+        self._reactor = reactor
+        self._writer = writer
+        self._engine = engine
+        self._observer = observer
+        self._make_job = make_job
+        self._open_checkpoint = open_checkpoint
+        self._failure_config = failure_config
+        self._score = checkpoint_config.checkpoint_score_attribute
+        self._limits = limits
+        self._callbacks = callbacks
+        self._attempt: Attempt | None = None
+        self._outcome = Outcome()
+        self._signals = 0
+
+    def stop_soon(self, signum: int) -> None:
+        """Asks for the end: the first call lets workers unwind and commits finish, the second kills.
+
+        Safe in a signal handler and from any thread.
+        """
+        self._reactor.post(lambda: self._stop(signum))
+
+    def run(self) -> Outcome:
+        """Runs attempts until one succeeds, a budget is used up, or someone stops it. Never raises for those."""
+        outcome = self._outcome
+        number, first_report = self._writer.first_attempt, self._writer.first_report
+        failures = 0
+        while True:
+            try:
+                attempt = self._run_attempt(number, first_report)
+            except Exception as error:
+                outcome.controller_failure = error
+                return outcome
+            outcome.attempts += 1
+            number, first_report = number + 1, attempt.next_report
+            state = attempt.state
+            outcome.failures = state.failures or state.aftermath
+            if state.interrupted and outcome.signum is None:
+                outcome.signum = signal.SIGINT
+            if outcome.signum is not None:
+                return outcome
+            if not outcome.failures:
+                outcome.value = state.values.get(0)
+                return outcome
+            failures += 1
+            limit = self._failure_config.max_failures
+            restart = limit < 0 or failures <= limit
+            self._tell_failure(attempt.number, outcome.failures, restart)
+            if not restart:
+                return outcome
+
+    def _run_attempt(self, number: int, first_report: int) -> Attempt:
+        latest = self._writer.latest_valid()
+        name = latest.name if latest is not None else None
+        world_size = self._engine.world_size()
+        self._writer.begin_attempt(number)
+        attempt = Attempt(
+            number,
+            world_size,
+            first_report,
+            reactor=self._reactor,
+            writer=self._writer,
+            observer=self._observer,
+            limits=self._limits,
+            after_report=self._reported,
+        )
+        jobs = [self._make_job(rank, world_size, number, first_report, name) for rank in range(world_size)]
+        self._observer.started(number, world_size, name)
+        self._attempt = attempt
+        try:
+            attempt.begin(self._engine.start(self._reactor, jobs, attempt.listener))
+            if self._outcome.signum is not None:
+                attempt.stop(_stopped(self._outcome.signum))
+            self._reactor.run_until(lambda: attempt.over)
+        except BaseException:
+            attempt.kill()
+            raise
+        finally:
+            self._attempt = None
+            attempt.close()
+        return attempt
+
+    def _stop(self, signum: int) -> None:
+        self._signals += 1
+        self._outcome.signum = signum
+        if self._signals == 1:
+            self._observer.message(
+                f"stopping: workers are asked to end, commits are finished (up to {self._limits.stop_grace_s:g} s); "
+                "once more ends at once"
+            )
+            if self._attempt is not None:
+                self._attempt.stop(_stopped(signum))
+        elif self._attempt is not None:
+            self._attempt.kill()
+
+    def _reported(
+        self, report: int, metrics: list[bytes], checkpoint: CommittedCheckpoint | None, seconds: float
+    ) -> None:
+        self._outcome.metrics = metrics[0]
+        self._observer.reported(report, metrics[0])
+        if checkpoint is not None:
+            score = score_of(decode_metrics(metrics[0]), self._score) if self._score is not None else None
+            self._observer.committed(checkpoint.name, checkpoint.size_bytes, seconds, score)
+        if not self._callbacks:
+            return
+        attempt = self._attempt.number if self._attempt is not None else 0
+        decoded = [decode_metrics(each) for each in metrics]
+        opened = self._open_checkpoint(checkpoint.name) if checkpoint is not None else None
+        context = self._context(attempt)
+        call_all(self._callbacks, lambda callback: callback.after_report(context, decoded, opened))
+
+    def _tell_failure(self, attempt: int, failures: dict[int, BaseException], restart: bool) -> None:
+        self._observer.failed(attempt, summarise(failures), restart)
+        context = self._context(attempt)
+        call_all(self._callbacks, lambda callback: callback.after_exception(context, failures))
+
+    def _context(self, attempt: int) -> RunContext:
+        return RunContext(self._writer.run_id, self._writer.name, self._writer.store.url, attempt)
+
+
+def _stopped(signum: int) -> protocol.Refused:
+    return protocol.Refused(TrainingInterrupted.kind, f"the run is being stopped (signal {signum})")

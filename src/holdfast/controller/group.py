@@ -1,0 +1,91 @@
+"""What the controller asks of an engine: one life of a group of workers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from holdfast.controller.reactor import Reactor
+from holdfast.worker import protocol
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a worker process ended.
+
+    Attributes:
+        code: Its exit code, or minus the signal's number.
+        detail: More for a person (out of memory, last lines of output), may be empty.
+    """
+
+    code: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where a group tells what happens; always called in the reactor's thread.
+
+    Attributes:
+        on_message: A worker asks.
+        on_exit: A worker's process has ended; no message of it follows.
+    """
+
+    on_message: Callable[[int, protocol.Question], None]
+    on_exit: Callable[[int, Exit], None]
+
+
+class WorkerGroup(ABC):
+    """Running workers, by rank."""
+
+    @abstractmethod
+    def send(self, rank: int, frame: bytes) -> None:
+        """Sends a framed message; a worker that is gone is no error."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Raises KeyboardInterrupt in every worker that still runs."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Ends every worker that still runs, and what it has started, at once."""
+
+    @abstractmethod
+    def dump_stacks(self, ranks: Sequence[int]) -> None:
+        """Has these workers write the stacks of their threads to their output."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what the group held; every worker has ended."""
+
+
+class Engine(ABC):
+    """Starts groups of workers, one after another."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Begins whatever a first start needs and returns without waiting for it."""
+
+    @abstractmethod
+    def world_size(self) -> int:
+        """How many workers the next group will have.
+
+        Raises:
+            ResourceError: This place cannot hold them.
+        """
+
+    @abstractmethod
+    def start(self, reactor: Reactor, jobs: Sequence[protocol.Job], listener: Listener) -> WorkerGroup:
+        """Starts a group.
+
+        Args:
+            jobs: One a rank, without what only the engine knows: environment, search path, local and node ranks.
+
+        Raises:
+            WorkerStartError: They cannot be started.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what outlives a group."""

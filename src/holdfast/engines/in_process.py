@@ -1,0 +1,115 @@
+"""`num_workers=0`: the function runs in the user's own program, all else as with workers.
+
+The controller's loop runs in a thread; the function runs where `fit()` was called, so that a debugger, a notebook's
+Ctrl-C and thread-local state work as in any program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from holdfast.controller.group import Engine, Exit, Listener, WorkerGroup
+from holdfast.engines.local.group import Connection
+from holdfast.worker import protocol
+from holdfast.worker.channel import Channel
+from holdfast.worker.main import execute
+
+if TYPE_CHECKING:
+    from holdfast.controller.reactor import Reactor
+
+
+class InProcessGroup(WorkerGroup):
+    """The caller's thread as the only worker."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def send(self, rank: int, frame: bytes) -> None:
+        self._connection.send(frame)
+
+    def interrupt(self) -> None:
+        """Nothing: Ctrl-C reaches the function by itself, and its next call of `report` is refused."""
+
+    def kill(self) -> None:
+        """Nothing: it is the user's own program."""
+
+    def dump_stacks(self, ranks: Sequence[int]) -> None:
+        """Nothing: no other rank waits."""
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class InProcessEngine(Engine):
+    """Hands jobs to the thread that called `fit()`."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[bool], None] | None] = queue.SimpleQueue()
+        self._cancelled = False
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    def world_size(self) -> int:
+        return 1
+
+    def start(self, reactor: Reactor, jobs: Sequence[protocol.Job], listener: Listener) -> WorkerGroup:
+        ours, theirs = socket.socketpair()
+        connection = Connection(reactor, ours, 0, listener)
+        job = msgspec.structs.replace(jobs[0], local_rank=0, local_world_size=1, node_rank=0)
+
+        def work(run: bool) -> None:
+            code = 130
+            saved = {name: os.environ.get(name) for name in job.environment}
+            os.environ.update(job.environment)
+            try:
+                if run:
+                    code = execute(job, Channel(theirs), in_own_process=False)
+            finally:
+                for name, value in saved.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
+                theirs.close()
+                reactor.post(lambda: self._ended(connection, listener, code))
+
+        if self._cancelled:
+            work(False)
+        else:
+            self._work.put(work)
+        return InProcessGroup(connection)
+
+    def run_work(self) -> None:
+        """Runs functions in the calling thread until `close`.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C ended a function.
+        """
+        while True:
+            work = self._work.get()
+            if work is None:
+                return
+            work(True)
+
+    def cancel(self) -> None:
+        """The calling thread runs nothing more: what is queued, or comes, ends at once."""
+        self._cancelled = True
+        with contextlib.suppress(queue.Empty):
+            while (work := self._work.get_nowait()) is not None:
+                work(False)
+
+    def close(self) -> None:
+        self._work.put(None)
+
+    @staticmethod
+    def _ended(connection: Connection, listener: Listener, code: int) -> None:
+        connection.drain()
+        listener.on_exit(0, Exit(code))

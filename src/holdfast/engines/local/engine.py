@@ -1,0 +1,142 @@
+"""The local engine: this machine is the only node, its workers are forked from a warm zygote."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from holdfast.config import ScalingConfig
+from holdfast.controller.group import Engine, Listener, WorkerGroup
+from holdfast.engines.local import launcher, wire
+from holdfast.engines.local.devices import check_gpus, gpu_variables
+from holdfast.engines.local.group import LocalGroup
+from holdfast.engines.local.output import LineHandler, OutputPump
+from holdfast.errors import WorkerStartError
+from holdfast.worker import protocol
+
+if TYPE_CHECKING:
+    from holdfast.controller.reactor import Reactor
+    from holdfast.stores.base import Store
+    from holdfast.worker.backend import BackendConfig
+
+# Frameworks that survive a fork and take long to import: where the driver has loaded one, so will the workers.
+_FORKABLE = ("numpy", "scipy", "pandas", "sklearn", "torch", "lightning", "pytorch_lightning", "transformers", "accelerate")
+
+_ADDRESS = "127.0.0.1"
+
+
+class LocalEngine(Engine):
+    """Starts groups on this machine.
+
+    Args:
+        store: Where the workers' output is kept.
+        on_line: Gets every line of it.
+    """
+
+    def __init__(self, scaling: ScalingConfig, backend: BackendConfig, store: Store, on_line: LineHandler) -> None:
+        self._scaling = scaling
+        self._backend = backend
+        self._store = store
+        self._on_line = on_line
+        self._zygote: launcher.Zygote | None = None
+        self._loading = False
+
+    def prepare(self) -> None:
+        if self._zygote is not None and self._zygote.alive:
+            return
+        if self._zygote is not None:
+            launcher.give_back(self._zygote)
+        self._zygote = launcher.take()
+        modules = [name for name in _FORKABLE if name in sys.modules]
+        self._loading = self._zygote.preload([*modules, *self._backend.preload()])
+
+    def world_size(self) -> int:
+        wanted = self._scaling.num_workers
+        num_workers = wanted if isinstance(wanted, int) else wanted[1]
+        check_gpus(self._scaling, num_workers)
+        return num_workers
+
+    def start(self, reactor: Reactor, jobs: Sequence[protocol.Job], listener: Listener) -> WorkerGroup:
+        self.prepare()
+        zygote = self._zygote
+        assert zygote is not None
+        self._await_imports(zygote)
+        port = reserve_port()
+        pump = OutputPump(self._store, jobs[0].attempt, self._on_line)
+        group = LocalGroup(reactor, zygote, pump, port, listener)
+        try:
+            group.start([self._complete(job, port.getsockname()[1]) for job in jobs])
+        except BaseException:
+            group.kill()
+            group.close()
+            raise
+        return group
+
+    def close(self) -> None:
+        if self._zygote is not None:
+            launcher.give_back(self._zygote)
+            self._zygote = None
+
+    def _await_imports(self, zygote: launcher.Zygote) -> None:
+        while self._loading:
+            message = zygote.receive()
+            if message is None:
+                raise WorkerStartError(f"the process that starts workers died at its imports:\n{zygote.last_words()}")
+            if isinstance(message, wire.Preloaded):
+                self._loading = False
+                zygote.can_fork = message.can_fork
+
+    def _complete(self, job: protocol.Job, port: int) -> protocol.Job:
+        size = job.world_size
+        cpus = (self._scaling.resources_per_worker or {}).get("CPU")
+        threads = int(cpus) if cpus else max(1, (os.cpu_count() or 1) // size)
+        environment = {
+            **os.environ,
+            # torchrun's names, so that frameworks written for it find their way.
+            "RANK": str(job.rank),
+            "LOCAL_RANK": str(job.rank),
+            "GROUP_RANK": "0",
+            "ROLE_RANK": str(job.rank),
+            "ROLE_NAME": "default",
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "GROUP_WORLD_SIZE": "1",
+            "ROLE_WORLD_SIZE": str(size),
+            "MASTER_ADDR": _ADDRESS,
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RESTART_COUNT": str(job.attempt - 1),
+            "TORCHELASTIC_RUN_ID": job.run_name,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads))),
+            "PYTHONUNBUFFERED": "1",
+            **gpu_variables(
+                check_gpus(self._scaling, size), job.rank, self._scaling.gpus_per_worker, shared=self._backend.share_gpus
+            ),
+            **job.environment,
+        }
+        return msgspec.structs.replace(
+            job,
+            environment=environment,
+            search_path=[path or os.getcwd() for path in sys.path],
+            argv=list(sys.argv),
+            directory=os.getcwd(),
+            local_rank=job.rank,
+            local_world_size=size,
+            node_rank=0,
+        )
+
+
+def reserve_port() -> socket.socket:
+    """A socket that holds a free port for the group's rendezvous.
+
+    It is bound and does not listen: the kernel gives the port to nobody else, and the worker that hosts the
+    rendezvous can still bind it, since both allow the address's reuse.
+    """
+    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((_ADDRESS, 0))
+    return holder

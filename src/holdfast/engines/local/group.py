@@ -1,0 +1,217 @@
+"""Running workers of this machine, as the controller sees them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from holdfast.controller.group import Exit, Listener, WorkerGroup
+from holdfast.controller.reactor import READABLE, WRITABLE
+from holdfast.engines.local import memory, wire
+from holdfast.engines.local.child import STACKS_SIGNAL
+from holdfast.worker import protocol
+
+if TYPE_CHECKING:
+    from holdfast.controller.reactor import Reactor
+    from holdfast.engines.local.launcher import Zygote
+    from holdfast.engines.local.output import OutputPump
+
+_CHUNK_BYTES = 1 << 18
+_HEADER_BYTES = protocol.HEADER.size
+
+
+class Connection:
+    """The controller's end of one worker's socket: frames in and out, never blocking."""
+
+    def __init__(self, reactor: Reactor, connection: socket.socket, rank: int, listener: Listener) -> None:
+        connection.setblocking(False)
+        self._reactor = reactor
+        self._socket = connection
+        self._descriptor = connection.fileno()
+        self._rank = rank
+        self._listener = listener
+        self._incoming = bytearray()
+        self._outgoing = bytearray()
+        reactor.watch(self._descriptor, self._ready)
+
+    def send(self, frame: bytes) -> None:
+        """Sends as much as fits and keeps the rest; a worker that is gone is no error."""
+        if not self._outgoing:
+            try:
+                sent = self._socket.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+            self._reactor.watch(self._descriptor, self._ready, READABLE | WRITABLE)
+        self._outgoing += frame
+
+    def drain(self) -> None:
+        """Delivers what a worker that has ended had still said."""
+        while self._read():
+            pass
+
+    def close(self) -> None:
+        """Frees the socket; safe to repeat."""
+        self._reactor.forget(self._descriptor)
+        self._descriptor = -1
+        self._socket.close()
+
+    def _ready(self, events: int) -> None:
+        if events & WRITABLE:
+            self._write()
+        if events & READABLE:
+            self._read()
+
+    def _write(self) -> None:
+        try:
+            sent = self._socket.send(self._outgoing)
+        except BlockingIOError:
+            return
+        except OSError:
+            sent = len(self._outgoing)
+        del self._outgoing[:sent]
+        if not self._outgoing:
+            self._reactor.watch(self._descriptor, self._ready)
+
+    def _read(self) -> bool:
+        """Reads once; False when nothing more is to be had now."""
+        try:
+            data = self._socket.recv(_CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._reactor.forget(self._descriptor)  # its exit follows from the zygote
+            return False
+        buffer = self._incoming
+        if not buffer and len(data) >= _HEADER_BYTES and len(data) == _HEADER_BYTES + _body_bytes(data):
+            self._deliver(data[_HEADER_BYTES:])  # one whole message, as nearly always
+            return True
+        buffer += data
+        while len(buffer) >= _HEADER_BYTES:
+            end = _HEADER_BYTES + _body_bytes(buffer)
+            if len(buffer) < end:
+                break
+            body = bytes(buffer[_HEADER_BYTES:end])
+            del buffer[:end]
+            self._deliver(body)
+        return True
+
+    def _deliver(self, body: bytes) -> None:
+        self._listener.on_message(self._rank, protocol.question_decoder.decode(body))
+
+
+def _body_bytes(frame: bytes | bytearray) -> int:
+    return int.from_bytes(frame[:_HEADER_BYTES], "little")
+
+
+class LocalGroup(WorkerGroup):
+    """Workers forked from (or started by) one zygote."""
+
+    def __init__(
+        self, reactor: Reactor, zygote: Zygote, pump: OutputPump, port: socket.socket, listener: Listener
+    ) -> None:
+        """Takes what the group needs while it lives.
+
+        Args:
+            port: Holds the rendezvous port for this group; see `engine.reserve_port`.
+        """
+        self._reactor = reactor
+        self._zygote = zygote
+        self._pump = pump
+        self._port = port
+        self._listener = listener
+        self._connections: dict[int, Connection] = {}
+        self._ranks: dict[int, int] = {}
+        self._tokens: dict[int, int] = {}
+        self._killed_before = memory.out_of_memory_kills()
+        reactor.watch(zygote.fileno(), self._from_zygote)
+
+    def start(self, jobs: Sequence[protocol.Job]) -> None:
+        """Starts a worker a job.
+
+        Raises:
+            WorkerStartError: The zygote is gone.
+        """
+        for job in jobs:
+            ours, theirs = socket.socketpair()
+            stdout, stderr = self._pump.add(job.rank)
+            try:
+                token = self._zygote.spawn((theirs.fileno(), stdout, stderr))
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
+                os.close(stdout)
+                os.close(stderr)
+            self._ranks[token] = job.rank
+            self._tokens[job.rank] = token
+            self._connections[job.rank] = Connection(self._reactor, ours, job.rank, self._listener)
+        self._pump.start()
+        for job in jobs:
+            self.send(job.rank, protocol.frame(job))
+
+    def send(self, rank: int, frame: bytes) -> None:
+        connection = self._connections.get(rank)
+        if connection is not None:
+            connection.send(frame)
+
+    def interrupt(self) -> None:
+        for token in self._ranks:
+            self._zygote.signal(token, signal.SIGINT, group=False)
+
+    def kill(self) -> None:
+        for token in self._ranks:
+            self._zygote.signal(token, signal.SIGKILL, group=True)
+
+    def dump_stacks(self, ranks: Sequence[int]) -> None:
+        for rank in ranks:
+            if self._tokens.get(rank) in self._ranks:
+                self._zygote.signal(self._tokens[rank], STACKS_SIGNAL, group=False)
+
+    def close(self) -> None:
+        self._reactor.forget(self._zygote.fileno())
+        for connection in self._connections.values():
+            connection.close()
+        self._port.close()
+        self._pump.close()
+
+    def _from_zygote(self, _: int) -> None:
+        message = self._zygote.receive()
+        if message is None:
+            self._reactor.forget(self._zygote.fileno())
+            self._zygote_died()
+        elif isinstance(message, wire.Exited):
+            self._exited(message.token, Exit(message.code, self._detail(message.code)))
+        elif isinstance(message, wire.NotStarted):
+            self._exited(message.token, Exit(1, f"it could not be started: {message.reason}"))
+
+    def _zygote_died(self) -> None:
+        # Its workers get SIGKILL from the kernel at that moment.
+        words = self._zygote.last_words()
+        for token in list(self._ranks):
+            detail = f"the process that started it is gone{': ' + words if words else ''}"
+            self._exited(token, Exit(-signal.SIGKILL, detail))
+
+    def _exited(self, token: int, ended: Exit) -> None:
+        rank = self._ranks.pop(token, None)
+        if rank is None:
+            return
+        # What it said before it ended may still lie in the socket, and goes first.
+        self._connections[rank].drain()
+        self._connections[rank].close()
+        self._listener.on_exit(rank, ended)
+
+    def _detail(self, code: int) -> str:
+        if code == -signal.SIGKILL and memory.out_of_memory_kills() > self._killed_before:
+            return "the kernel's out-of-memory killer has struck meanwhile: use less memory, or fewer workers"
+        return ""

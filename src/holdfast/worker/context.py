@@ -1,0 +1,154 @@
+"""What a worker knows of itself and its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from holdfast.checkpoint import Checkpoint
+from holdfast.errors import OutsideWorkerError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from holdfast.worker.channel import Channel
+    from holdfast.worker.protocol import Job
+
+
+@dataclass(frozen=True)
+class StorageContext:
+    """Where the run lies, for code that writes there itself (`checkpoint_upload_fn`, `NO_UPLOAD`).
+
+    Attributes:
+        storage_path: The directory or URI of all runs.
+        experiment_fs_path: The run's own directory.
+        storage_filesystem: The file system object that `RunConfig` was given, if any.
+    """
+
+    storage_path: str
+    experiment_fs_path: str
+    storage_filesystem: Any = None
+
+    def build_checkpoint_path_from_name(self, checkpoint_name: str) -> str:
+        """The directory in which the checkpoint of that name belongs."""
+        return f"{self.experiment_fs_path}/{checkpoint_name}"
+
+
+class TrainContext:
+    """Ranks, names and places of this worker."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def get_world_rank(self) -> int:
+        """This worker's rank among all."""
+        return self._job.rank
+
+    def get_world_size(self) -> int:
+        """The number of workers."""
+        return self._job.world_size
+
+    def get_local_rank(self) -> int:
+        """This worker's rank on its node."""
+        return self._job.local_rank
+
+    def get_local_world_size(self) -> int:
+        """The number of workers on this node."""
+        return self._job.local_world_size
+
+    def get_node_rank(self) -> int:
+        """The rank of this node."""
+        return self._job.node_rank
+
+    def get_experiment_name(self) -> str:
+        """The run's name."""
+        return self._job.run_name
+
+    def get_storage(self) -> StorageContext:
+        """Where the run lies."""
+        return StorageContext(self._job.storage_url, self._job.run_url)
+
+
+@dataclass
+class WorkerState:
+    """Everything that `report` and its relatives need; one a worker, gone when the function has ended.
+
+    Attributes:
+        next_report: The index that the next call of `report` counts.
+        checkpoint: The latest committed checkpoint, the same on every rank at every report.
+    """
+
+    job: Job
+    channel: Channel
+    context: TrainContext = field(init=False)
+    next_report: int = field(init=False)
+    checkpoint: Checkpoint | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.context = TrainContext(self.job)
+        self.next_report = self.job.first_report
+        if self.job.checkpoint is not None:
+            self.checkpoint = self.committed(self.job.checkpoint)
+
+    def committed(self, name: str) -> Checkpoint:
+        """The checkpoint of that name; the driver vouches for its bytes."""
+        checkpoint = Checkpoint(f"{self.job.run_url}/{name}")
+        checkpoint._verified = True
+        return checkpoint
+
+
+_state: WorkerState | None = None
+
+
+def enter(state: WorkerState) -> None:
+    """Makes this process (or, with no workers, this program) the worker that `state` describes."""
+    global _state
+    _state = state
+
+
+def leave() -> None:
+    """The function has ended; `report` no longer works."""
+    global _state
+    _state = None
+
+
+def is_inside() -> bool:
+    """Whether a training function runs in this process."""
+    return _state is not None
+
+
+def current(what: str) -> WorkerState:
+    """The worker's state.
+
+    Raises:
+        OutsideWorkerError: No training function runs in this process.
+    """
+    if _state is None:
+        raise OutsideWorkerError(
+            f"{what} works only inside a training function that a trainer runs; here there is none. "
+            "Pass the function that calls it to DataParallelTrainer(...) or TorchTrainer(...) and call fit()"
+        )
+    return _state
+
+
+def get_context() -> TrainContext:
+    """Ranks, names and places of this worker.
+
+    Raises:
+        OutsideWorkerError: Called outside a training function.
+    """
+    return current("get_context()").context
+
+
+def get_checkpoint() -> Checkpoint | None:
+    """The latest committed checkpoint: what to resume from when the function begins.
+
+    After a report it is the newest that was committed; at every report it is the same on every rank.
+
+    Returns:
+        None if nothing has been committed in this run.
+
+    Raises:
+        OutsideWorkerError: Called outside a training function.
+    """
+    return current("get_checkpoint()").checkpoint

@@ -1,0 +1,135 @@
+"""What a worker process does: take a job, run the function, say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import random
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from holdfast.errors import DriverLostError
+from holdfast.worker import context, protocol
+from holdfast.worker.channel import Channel
+
+if TYPE_CHECKING:
+    from holdfast.worker.backend import BackendConfig
+
+# Functions of ours that a reader of a worker's traceback does not want to see.
+_OWN_FILE = __file__
+
+
+def call_with_config(function: Callable[..., Any], config: dict[str, Any] | None) -> Any:
+    """Calls a training function with its config if it takes one, as the trainer's users write both forms."""
+    try:
+        takes = len(inspect.signature(function).parameters) > 0
+    except (TypeError, ValueError):
+        takes = config is not None
+    return function(config if config is not None else {}) if takes else function()
+
+
+def run_job(connection: socket.socket) -> int:
+    """Runs one job from the first message to the last, in a process made for it.
+
+    Returns:
+        The exit code: 0 if the function returned, 1 if it raised.
+    """
+    channel = Channel(connection)
+    try:
+        job = channel.receive()
+    except DriverLostError:
+        return 1
+    if not isinstance(job, protocol.Job):
+        return 1
+    _settle(job)
+    return execute(job, channel, in_own_process=True)
+
+
+def _settle(job: protocol.Job) -> None:
+    """Makes this process look as if the user had started the script here."""
+    os.environ.clear()
+    os.environ.update(job.environment)
+    sys.path[:] = job.search_path
+    sys.argv[:] = job.argv
+    with contextlib.suppress(OSError):  # the driver's directory may have been removed since
+        os.chdir(job.directory)
+    # Forked workers would all continue the zygote's random stream; a fresh process draws its own seed.
+    random.seed()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
+
+
+def execute(job: protocol.Job, channel: Channel, *, in_own_process: bool) -> int:
+    """Runs the job's function and reports its end to the controller.
+
+    Args:
+        in_own_process: False where the function runs in the user's own program, which Ctrl-C must still reach.
+    """
+    state = context.WorkerState(job, channel)
+    context.enter(state)
+    try:
+        value = _run(job, state)
+    except DriverLostError:
+        return 1
+    except BaseException as error:
+        interrupt = isinstance(error, KeyboardInterrupt | SystemExit) and not in_own_process
+        ending: protocol.Message = _failure(error, interrupted=interrupt)
+        code = 1
+    else:
+        ending, code, interrupt = protocol.Finished(_pickled(value)), 0, False
+    finally:
+        context.leave()
+    _flush()
+    with contextlib.suppress(DriverLostError):
+        channel.send(ending)
+    if interrupt:
+        raise KeyboardInterrupt  # the user's own, in the user's own program
+    return code
+
+
+def _run(job: protocol.Job, state: context.WorkerState) -> Any:
+    function: Callable[..., Any]
+    backend: BackendConfig
+    function, config, backend = cloudpickle.loads(job.payload)
+    try:
+        backend.on_start(state.context)
+        return call_with_config(function, config)
+    finally:
+        backend.on_end(state.context)
+
+
+def _pickled(value: object) -> bytes | None:
+    if value is None:
+        return None
+    try:
+        data: bytes = cloudpickle.dumps(value)
+    except Exception as error:
+        print(f"holdfast: the function's return value is dropped, it cannot be pickled: {error}", file=sys.stderr)
+        return None
+    return data
+
+
+def _failure(error: BaseException, *, interrupted: bool) -> protocol.Failed:
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == _OWN_FILE:
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    summary = "".join(traceback.format_exception_only(error)).strip()
+    try:
+        data = cloudpickle.dumps(error.with_traceback(None))
+    except Exception:  # an exception that holds a lock, a socket, …: its text must do
+        data = None
+    return protocol.Failed(data, summary, text, interrupted)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()

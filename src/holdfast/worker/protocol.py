@@ -1,0 +1,175 @@
+"""What a worker and its controller say to each other.
+
+A worker asks and waits; the controller answers every question exactly once. Frames are a 4-byte little-endian
+length and a MessagePack body. Metrics travel as stored JSON that nobody on the way decodes.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from holdfast.records import StagedShard
+
+HEADER: Final = struct.Struct("<I")
+MAX_FRAME_BYTES: Final = 2**32 - 1
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Base of all messages."""
+
+
+class ReportCall(Message, frozen=True):
+    """The worker is in `report`.
+
+    Attributes:
+        index: The run-wide report index that it counts.
+        metrics: Stored JSON.
+        shard: What to store, or None for metrics alone.
+        name: The checkpoint's directory name where the user chose one.
+        in_place: The shard lies at its final place already and is only registered.
+    """
+
+    index: int
+    metrics: bytes
+    shard: StagedShard | None = None
+    name: str | None = None
+    in_place: bool = False
+
+
+class BarrierCall(Message, frozen=True):
+    """The worker is in `collective.barrier`."""
+
+
+class BroadcastCall(Message, frozen=True):
+    """The worker is in `collective.broadcast_from_rank_zero`; rank 0 brings the data (cloudpickle)."""
+
+    data: bytes | None
+
+
+class PreemptionCall(Message, frozen=True):
+    """The worker is in `get_preemption_info`, which is a barrier."""
+
+
+class CheckpointsCall(Message, frozen=True):
+    """The worker asks for the committed checkpoints."""
+
+
+class Finished(Message, frozen=True):
+    """The function returned; the value as cloudpickle, or None where it cannot be pickled."""
+
+    value: bytes | None
+
+
+class Failed(Message, frozen=True):
+    """The function raised.
+
+    Attributes:
+        exception: cloudpickle of the exception, or None where it cannot be pickled.
+        summary: `Type: message`, for a person.
+        traceback: The worker's own formatted traceback.
+        interrupted: Ctrl-C ended it, in the user's own program (no workers): the run is to stop.
+    """
+
+    exception: bytes | None
+    summary: str
+    traceback: str
+    interrupted: bool = False
+
+
+class Proceed(Message, frozen=True):
+    """The call is done; `checkpoint` names what it committed."""
+
+    checkpoint: str | None = None
+
+
+class Refused(Message, frozen=True):
+    """The call raises, on the worker, the error class of that `kind`."""
+
+    kind: str
+    text: str
+
+
+class Delivered(Message, frozen=True):
+    """The data that rank 0 broadcast."""
+
+    data: bytes
+
+
+class ReportedEntry(Message, frozen=True):
+    """One committed checkpoint, for `get_all_reported_checkpoints`."""
+
+    name: str
+    metrics: bytes
+
+
+class ReportedList(Message, frozen=True):
+    """Every committed checkpoint, oldest first."""
+
+    entries: list[ReportedEntry]
+
+
+class PreemptionState(Message, frozen=True):
+    """What the engine knows of nodes about to go; `deadline_ms` is None where there is no notice."""
+
+    deadline_ms: int | None
+    node_ranks: dict[str, list[int]]
+
+
+class Job(Message, frozen=True):
+    """All that a worker needs to begin.
+
+    Attributes:
+        payload: cloudpickle of `(function, config, backend)`.
+        environment: The whole environment to run in.
+        search_path: `sys.path`.
+        argv: `sys.argv`.
+        directory: Working directory.
+        storage_url: The store's root (`storage_path`).
+        run_url: The run's directory.
+        checkpoint: Name of the committed checkpoint to resume from, verified by the driver.
+        first_report: The index of this attempt's first report.
+        score_attribute: The metric that ranks checkpoints, to be checked where it is reported.
+    """
+
+    payload: bytes
+    environment: dict[str, str]
+    search_path: list[str]
+    argv: list[str]
+    directory: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    run_name: str
+    storage_url: str
+    run_url: str
+    attempt: int
+    checkpoint: str | None
+    first_report: int
+    score_attribute: str | None = None
+
+
+Question = (
+    ReportCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed
+)
+Answer = Proceed | Refused | Delivered | ReportedList | PreemptionState | Job
+
+_encoder = msgspec.msgpack.Encoder()
+question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
+answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def frame(message: Message) -> bytes:
+    """The bytes of a message as they travel.
+
+    Raises:
+        OverflowError: The message is larger than 4 GiB.
+    """
+    body = _encoder.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise OverflowError(f"a message of {len(body)} bytes does not fit into one frame (4 GiB)")
+    return HEADER.pack(len(body)) + body

@@ -1,0 +1,186 @@
+"""`report` and what goes with it: the worker's side of the pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from holdfast.checkpoint import Checkpoint
+from holdfast.config import CheckpointConsistencyMode, CheckpointUploadMode
+from holdfast.errors import CheckpointSourceError, ConfigurationError
+from holdfast.metrics import decode_metrics, encode_metrics, score_of
+from holdfast.persistence import layout
+from holdfast.persistence.staging import stage
+from holdfast.records import StagedShard
+from holdfast.reported import CheckpointStatus, ReportedCheckpoint
+from holdfast.worker import protocol
+from holdfast.worker.answers import expect
+from holdfast.worker.context import WorkerState, current
+from holdfast.worker.pending import PendingCheckpoint
+
+UploadFunction = Callable[[Checkpoint, str], Checkpoint]
+
+
+def report(
+    metrics: Mapping[str, Any],
+    checkpoint: Checkpoint | None = None,
+    checkpoint_dir_name: str | None = None,
+    checkpoint_upload_mode: CheckpointUploadMode = CheckpointUploadMode.SYNC,
+    delete_local_checkpoint_after_upload: bool | None = None,
+    checkpoint_upload_fn: UploadFunction | None = None,
+    validation: bool = False,
+) -> PendingCheckpoint:
+    """Reports metrics, and a checkpoint if there is one. Every rank must call it equally often.
+
+    All ranks' files merge into one directory; rank 0's metrics go with it. When it returns in `SYNC` mode the
+    checkpoint is committed, on every rank, and survives the death of every process.
+
+    Args:
+        metrics: JSON values; NumPy values and 0-d tensors are converted; copied at the call.
+        checkpoint: The directory to store, on each rank that has something to store.
+        checkpoint_dir_name: Its directory's name in the run; the same on every rank, and new.
+            `checkpoint_000007` by default.
+        checkpoint_upload_mode: How it gets into storage.
+        delete_local_checkpoint_after_upload: The directory may be taken over without copying and is gone
+            afterwards. True only for `ASYNC` unless said.
+        checkpoint_upload_fn: `fn(checkpoint, name) -> Checkpoint` stores this rank's files itself, below
+            `get_context().get_storage().build_checkpoint_path_from_name(name)`, and returns where.
+        validation: Validation beside training is not in this version; only False.
+
+    Returns:
+        A `PendingCheckpoint` that is done.
+
+    Raises:
+        OutsideWorkerError: Called outside a training function.
+        MetricsError: A metric is no JSON value, or the score attribute is no number.
+        CheckpointSourceError: The directory is missing, is a file, or holds what cannot be stored.
+        CheckpointExistsError: The name is taken.
+        EmptyCheckpointError: No rank's directory holds a file.
+        ShardCollisionError: Two ranks reported different bytes under one name.
+        ShardModifiedError: A file changed while it was being stored.
+        UnevenCallsError: A rank returned, or waits in another call.
+        StorageError: The store failed for good.
+    """
+    state = current("report()")
+    if validation:
+        raise ConfigurationError("report(validation=...): this version does not validate beside training; leave it False")
+    encoded = encode_metrics(metrics)
+    if state.job.score_attribute is not None:
+        score_of(metrics, state.job.score_attribute)
+    if checkpoint is None:
+        question = protocol.ReportCall(state.next_report, encoded)
+    else:
+        question = _with_checkpoint(
+            state,
+            encoded,
+            checkpoint,
+            checkpoint_dir_name,
+            checkpoint_upload_mode,
+            delete_local_checkpoint_after_upload,
+            checkpoint_upload_fn,
+        )
+    # Counted before the wait: a refused report was made all the same, on every rank alike.
+    state.next_report += 1
+    answer = expect(state.channel.ask(question), protocol.Proceed)
+    if answer.checkpoint is not None:
+        state.checkpoint = state.committed(answer.checkpoint)
+        return PendingCheckpoint(state.checkpoint)
+    return PendingCheckpoint(None)
+
+
+def _with_checkpoint(
+    state: WorkerState,
+    encoded: bytes,
+    checkpoint: Checkpoint,
+    name: str | None,
+    mode: CheckpointUploadMode,
+    delete_local: bool | None,
+    upload: UploadFunction | None,
+) -> protocol.ReportCall:
+    if not isinstance(checkpoint, Checkpoint):
+        raise CheckpointSourceError(
+            f"report(checkpoint=...) takes a holdfast.Checkpoint, not {type(checkpoint).__name__}; "
+            "make one with Checkpoint.from_directory(path)"
+        )
+    if not isinstance(mode, CheckpointUploadMode):
+        raise ConfigurationError(f"report(checkpoint_upload_mode=...) takes a CheckpointUploadMode, not {mode!r}")
+    if name is not None:
+        layout.check_name(name, "report(checkpoint_dir_name=...)")
+    in_place = mode is CheckpointUploadMode.NO_UPLOAD
+    if upload is not None:
+        checkpoint = _upload_by_user(state, checkpoint, name, upload)
+        in_place = True
+    if in_place:
+        name = _name_in_run(state, checkpoint, name)
+        shard = stage(checkpoint.path, state.job.rank)
+    else:
+        adopt = mode is CheckpointUploadMode.ASYNC if delete_local is None else delete_local
+        shard = _stage_local(checkpoint, state.job.rank, adopt)
+    return protocol.ReportCall(state.next_report, encoded, shard, name, in_place)
+
+
+def _stage_local(checkpoint: Checkpoint, rank: int, adopt: bool) -> StagedShard:
+    if "://" in checkpoint.path and not checkpoint.path.startswith("file://"):
+        raise CheckpointSourceError(
+            f"report(checkpoint=...): {checkpoint.path} is no local directory; save to a local one, or register what lies "
+            "in the run's storage already with checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD"
+        )
+    return stage(checkpoint.path, rank, adopt=adopt)
+
+
+def _upload_by_user(
+    state: WorkerState, checkpoint: Checkpoint, name: str | None, upload: UploadFunction
+) -> Checkpoint:
+    stored = upload(checkpoint, name or layout.checkpoint_name(state.next_report))
+    if not isinstance(stored, Checkpoint):
+        raise CheckpointSourceError(
+            f"checkpoint_upload_fn returned {type(stored).__name__}; it must return the stored Checkpoint"
+        )
+    return stored
+
+
+def _name_in_run(state: WorkerState, checkpoint: Checkpoint, name: str | None) -> str:
+    """The directory name of a checkpoint that must lie directly in the run's directory already."""
+    run = os.path.realpath(state.job.run_url)
+    parent, found = os.path.split(os.path.realpath(checkpoint.path))
+    if parent != run or (name is not None and name != found):
+        expected = f"{state.job.run_url}/{name or '<name>'}"
+        raise CheckpointSourceError(
+            f"the checkpoint {checkpoint.path} was to be registered without copying, but does not lie at {expected}; write "
+            "it to get_context().get_storage().build_checkpoint_path_from_name(name), or let report copy it (SYNC)"
+        )
+    return layout.check_name(found, "the directory name of a checkpoint registered in place")
+
+
+def get_all_reported_checkpoints(
+    consistency_mode: CheckpointConsistencyMode = CheckpointConsistencyMode.VALIDATED,
+    timeout_s: float | None = None,
+) -> list[ReportedCheckpoint]:
+    """Every checkpoint of the run that is committed and still kept, oldest first.
+
+    Args:
+        consistency_mode: What to wait for; every report that has returned is committed, so neither mode waits in
+            this version.
+        timeout_s: Seconds to wait at most.
+
+    Raises:
+        OutsideWorkerError: Called outside a training function.
+    """
+    state = current("get_all_reported_checkpoints()")
+    if not isinstance(consistency_mode, CheckpointConsistencyMode):
+        raise ConfigurationError(
+            f"get_all_reported_checkpoints(consistency_mode=...) takes a CheckpointConsistencyMode, not {consistency_mode!r}"
+        )
+    del timeout_s
+    answer = expect(state.channel.ask(protocol.CheckpointsCall()), protocol.ReportedList)
+    return [
+        ReportedCheckpoint(
+            checkpoint=state.committed(entry.name),
+            metrics=decode_metrics(msgspec.Raw(entry.metrics)),
+            status=CheckpointStatus.COMMITTED,
+        )
+        for entry in answer.entries
+    ]

@@ -1,0 +1,71 @@
+"""Packs the training function for its journey, and says what is to blame when it cannot travel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cloudpickle
+
+from holdfast.errors import SerializationError
+from holdfast.worker.backend import BackendConfig
+
+
+def pack(function: Callable[..., Any], config: dict[str, Any] | None, backend: BackendConfig) -> bytes:
+    """cloudpickle of what a worker runs.
+
+    Raises:
+        SerializationError: Something in it cannot be pickled; the text names the variable.
+    """
+    try:
+        data: bytes = cloudpickle.dumps((function, config, backend))
+    except Exception as error:
+        raise SerializationError(_blame(function, config, error)) from error
+    return data
+
+
+def _blame(function: Callable[..., Any], config: dict[str, Any] | None, error: Exception) -> str:
+    name = getattr(function, "__qualname__", repr(function))
+    culprits = [
+        f"{where} ({type(value).__module__}.{type(value).__qualname__})"
+        for where, value in _reachable(function, config)
+        if not _travels(value)
+    ]
+    what = "; to blame: " + ", ".join(culprits) if culprits else ""
+    return (
+        f"the training function {name!r} cannot be sent to the workers: {type(error).__name__}: {error}{what}. "
+        "Create such objects inside the function, or pass what they are made from by train_loop_config"
+    )
+
+
+def _reachable(function: Callable[..., Any], config: dict[str, Any] | None) -> Iterator[tuple[str, Any]]:
+    """What the pickle of a function takes along by value, each under the name a user knows it by."""
+    for key, value in (config or {}).items():
+        yield f"train_loop_config[{key!r}]", value
+    bound = getattr(function, "__self__", None)
+    if bound is not None and not inspect.ismodule(bound):
+        for key, value in getattr(bound, "__dict__", {}).items():
+            yield f"attribute self.{key}", value
+    plain = inspect.unwrap(getattr(function, "func", function))
+    if not inspect.isroutine(plain):
+        return
+    try:
+        variables = inspect.getclosurevars(plain)
+    except (TypeError, ValueError):
+        return
+    for key, value in variables.nonlocals.items():
+        yield f"variable {key!r} of the enclosing function", value
+    for key, value in variables.globals.items():
+        yield f"global variable {key!r}", value
+    for parameter in inspect.signature(plain).parameters.values():
+        if parameter.default is not inspect.Parameter.empty:
+            yield f"default of parameter {parameter.name!r}", parameter.default
+
+
+def _travels(value: object) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:
+        return False
+    return True
