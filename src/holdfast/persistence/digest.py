@@ -1,0 +1,80 @@
+"""Digests of files: xxh3-128, which guards against damage, not against someone who can write to the store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import BinaryIO
+
+import xxhash
+
+from holdfast.stores.local_copy import EndedEarlyError, feed_zeros, segments
+
+ALGORITHM = "xxh3-128"
+
+_PREFIX = f"{ALGORITHM}:"
+_BUFFER_BYTES = 1024 * 1024
+
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_BUFFER_BYTES))
+
+
+_buffers = _Buffers()
+
+
+class FileHasher:
+    """Takes a file's bytes in order and gives their digest."""
+
+    __slots__ = ("_state", "update")
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_128()
+        self.update = self._state.update
+
+    def text(self) -> str:
+        """The digest as records hold it: `xxh3-128:` and 32 hexadecimal digits."""
+        return _PREFIX + self._state.hexdigest()
+
+
+def is_known(digest: str) -> bool:
+    """Whether this version can compute digests of that algorithm."""
+    return digest.startswith(_PREFIX)
+
+
+def digest_fd(descriptor: int, size_bytes: int, hasher: FileHasher | None = None) -> str:
+    """The digest of an open file's first `size_bytes`, without moving its offset where there are no holes.
+
+    Args:
+        hasher: A fresh one to use, e.g. one that counts.
+
+    Raises:
+        OSError: The file cannot be read, or holds fewer bytes.
+    """
+    hasher = FileHasher() if hasher is None else hasher
+    view = _buffers.view
+    for start, end, is_hole in segments(descriptor, size_bytes):
+        if is_hole:
+            feed_zeros(hasher, end - start)
+            continue
+        offset = start
+        while offset < end:
+            num_bytes = os.preadv(descriptor, [view[: min(end - offset, _BUFFER_BYTES)]], offset)
+            if num_bytes == 0:
+                raise EndedEarlyError(errno.ENODATA, f"the file ended after {offset} bytes, and should hold more")
+            hasher.update(view[:num_bytes])
+            offset += num_bytes
+    return hasher.text()
+
+
+def digest_stream(stream: BinaryIO) -> tuple[str, int]:
+    """The digest of all that a binary file still gives, and how many bytes that were."""
+    hasher = FileHasher()
+    view = _buffers.view
+    size_bytes = 0
+    while num_bytes := stream.readinto(view):  # type: ignore[attr-defined]
+        hasher.update(view[:num_bytes])
+        size_bytes += num_bytes
+    return hasher.text(), size_bytes
