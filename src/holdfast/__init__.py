@@ -47,7 +47,7 @@ from holdfast.reported import ReportedCheckpoint as ReportedCheckpoint
 from holdfast.result import Result as Result
 from holdfast.run import Run as Run
 from holdfast.trainer import DataParallelTrainer as DataParallelTrainer
-from holdfast.worker import collective as collective
+from holdfast import collective as collective
 from holdfast.worker.backend import BackendConfig as BackendConfig
 from holdfast.worker.context import StorageContext as StorageContext
 from holdfast.worker.context import TrainContext as TrainContext

@@ -108,7 +108,9 @@ class DataParallelTrainer:
         self.metadata = dict(metadata or {})
         for callback in self.run_config.callbacks or ():
             if not isinstance(callback, UserCallback):
-                raise ConfigurationError(f"RunConfig.callbacks: {callback!r} does not derive from holdfast.UserCallback")
+                raise ConfigurationError(
+                    f"RunConfig.callbacks: {callback!r} does not derive from holdfast.UserCallback"
+                )
 
     def fit(self) -> Result:
         """Runs the function to its end, through failures, and returns what came of it.
@@ -130,7 +132,9 @@ class DataParallelTrainer:
         payload = pack(self.train_loop_per_worker, self.train_loop_config, self.backend_config)
         name = self.run_config.name or _generated_name(self.train_loop_per_worker)
         root = open_store(
-            self.run_config.storage_path if self.run_config.storage_path is not None else Path(_DEFAULT_STORAGE).expanduser(),
+            self.run_config.storage_path
+            if self.run_config.storage_path is not None
+            else Path(_DEFAULT_STORAGE).expanduser(),
             self.run_config.storage_filesystem,
         )
         progress = make_progress(self.run_config.progress, name)
@@ -143,7 +147,9 @@ class DataParallelTrainer:
 class _Fit:
     """One call of `fit()`."""
 
-    def __init__(self, trainer: DataParallelTrainer, payload: bytes, name: str, root: Store, progress: Progress) -> None:
+    def __init__(
+        self, trainer: DataParallelTrainer, payload: bytes, name: str, root: Store, progress: Progress
+    ) -> None:
         self._trainer = trainer
         self._config = trainer.run_config
         self._payload = payload
@@ -264,7 +270,9 @@ class _Fit:
         if failure is not None:
             if isinstance(failure, ConfigurationError):
                 return failure
-            error = ControllerError(f"run {self._name!r}: the driver failed: {type(failure).__name__}: {failure}", failure)
+            error = ControllerError(
+                f"run {self._name!r}: the driver failed: {type(failure).__name__}: {failure}", failure
+            )
             error.__cause__ = failure
             return error
         if outcome.failures:
@@ -330,6 +338,6 @@ def _unpickled(value: bytes | None) -> Any:
         return None
     try:
         return cloudpickle.loads(value)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a user's class may do anything when it is unpickled
         logger.warning("the function's return value cannot be read here: %s", error)
         return None

@@ -324,11 +324,15 @@ class Attempt:
         self._set_timer("late", max(delay, 0.001), self._check_late)
 
     def _lingers(self, rank: int) -> None:
-        self._observer.message(f"rank {rank} has returned, but its process does not end (a thread? an exit handler?): killed")
+        self._observer.message(
+            f"rank {rank} has returned, but its process does not end (a thread? an exit handler?): killed"
+        )
         self.kill()
 
     def _survived(self) -> None:
-        self._observer.message(f"{ranks_text(self._alive)} still there {_KILLED_S:.0f} s after SIGKILL; going on without")
+        self._observer.message(
+            f"{ranks_text(self._alive)} still there {_KILLED_S:.0f} s after SIGKILL; going on without"
+        )
         self._alive.clear()
 
     def _has_sealed_round(self) -> bool:

@@ -100,7 +100,7 @@ class Controller:
         while True:
             try:
                 attempt = self._run_attempt(number, first_report)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run ends with it and its Result
                 outcome.controller_failure = error
                 return outcome
             outcome.attempts += 1

@@ -24,7 +24,7 @@ def from_failed(rank: int, failed: protocol.Failed) -> BaseException:
     if failed.exception is not None:
         try:
             loaded = cloudpickle.loads(failed.exception)
-        except Exception as cause:
+        except Exception as cause:  # noqa: BLE001 - a user's class may do anything when it is unpickled
             error = WorkerError(f"{failed.summary} (the exception itself cannot be shown here: {cause})")
         else:
             error = loaded if isinstance(loaded, BaseException) else None

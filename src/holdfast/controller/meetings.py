@@ -99,9 +99,7 @@ class Meetings:
     def leave(self, rank: int) -> list[Meeting]:
         """A rank's function has returned; gives the meetings that can now never be complete."""
         self._returned.add(rank)
-        ended = [
-            meeting for meeting in self.open.values() if rank not in meeting.calls and meeting.refusal is None
-        ]
+        ended = [meeting for meeting in self.open.values() if rank not in meeting.calls and meeting.refusal is None]
         for meeting in ended:
             meeting.refusal = self._returned_refusal(meeting, {rank})
         return ended

@@ -13,9 +13,9 @@ from holdfast.persistence import layout
 from holdfast.worker import protocol
 
 if TYPE_CHECKING:
+    from holdfast.controller.observer import RunObserver
     from holdfast.controller.reactor import Reactor
     from holdfast.persistence.writer import CheckpointWriter, RunWriter
-    from holdfast.controller.observer import RunObserver
     from holdfast.records import CommittedCheckpoint, ShardReceipt, StagedShard
 
 Ending = Callable[["CommittedCheckpoint | None", "BaseException | None"], None]

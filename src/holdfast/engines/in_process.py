@@ -32,6 +32,7 @@ class InProcessGroup(WorkerGroup):
         self._connection = connection
 
     def send(self, rank: int, frame: bytes) -> None:
+        """Answers the function."""
         self._connection.send(frame)
 
     def interrupt(self) -> None:
@@ -44,6 +45,7 @@ class InProcessGroup(WorkerGroup):
         """Nothing: no other rank waits."""
 
     def close(self) -> None:
+        """Frees the socket."""
         self._connection.close()
 
 
@@ -58,9 +60,11 @@ class InProcessEngine(Engine):
         """Nothing to prepare."""
 
     def world_size(self) -> int:
+        """One."""
         return 1
 
     def start(self, reactor: Reactor, jobs: Sequence[protocol.Job], listener: Listener) -> WorkerGroup:
+        """Queues the function for the thread that called `fit()`."""
         ours, theirs = socket.socketpair()
         connection = Connection(reactor, ours, 0, listener)
         job = msgspec.structs.replace(jobs[0], local_rank=0, local_world_size=1, node_rank=0)
@@ -107,6 +111,7 @@ class InProcessEngine(Engine):
                 work(False)
 
     def close(self) -> None:
+        """Lets `run_work` return."""
         self._work.put(None)
 
     @staticmethod

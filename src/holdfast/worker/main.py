@@ -78,7 +78,7 @@ def execute(job: protocol.Job, channel: Channel, *, in_own_process: bool) -> int
         value = _run(job, state)
     except DriverLostError:
         return 1
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - it travels to the driver
         interrupt = isinstance(error, KeyboardInterrupt | SystemExit) and not in_own_process
         ending: protocol.Message = _failure(error, interrupted=interrupt)
         code = 1
@@ -110,8 +110,8 @@ def _pickled(value: object) -> bytes | None:
         return None
     try:
         data: bytes = cloudpickle.dumps(value)
-    except Exception as error:
-        print(f"holdfast: the function's return value is dropped, it cannot be pickled: {error}", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 - a user's object may raise anything
+        sys.stderr.write(f"holdfast: the function's return value is dropped, it cannot be pickled: {error}\n")
         return None
     return data
 
@@ -124,7 +124,7 @@ def _failure(error: BaseException, *, interrupted: bool) -> protocol.Failed:
     summary = "".join(traceback.format_exception_only(error)).strip()
     try:
         data = cloudpickle.dumps(error.with_traceback(None))
-    except Exception:  # an exception that holds a lock, a socket, …: its text must do
+    except Exception:  # noqa: BLE001 - it holds a lock, a socket, …: its text must do
         data = None
     return protocol.Failed(data, summary, text, interrupted)
 

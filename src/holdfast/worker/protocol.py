@@ -153,9 +153,7 @@ class Job(Message, frozen=True):
     score_attribute: str | None = None
 
 
-Question = (
-    ReportCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed
-)
+Question = ReportCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed
 Answer = Proceed | Refused | Delivered | ReportedList | PreemptionState | Job
 
 _encoder = msgspec.msgpack.Encoder()

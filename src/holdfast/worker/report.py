@@ -66,7 +66,9 @@ def report(
     """
     state = current("report()")
     if validation:
-        raise ConfigurationError("report(validation=...): this version does not validate beside training; leave it False")
+        raise ConfigurationError(
+            "report(validation=...): this version does not validate beside training; leave it False"
+        )
     encoded = encode_metrics(metrics)
     if state.job.score_attribute is not None:
         score_of(metrics, state.job.score_attribute)
@@ -131,9 +133,7 @@ def _stage_local(checkpoint: Checkpoint, rank: int, adopt: bool) -> StagedShard:
     return stage(checkpoint.path, rank, adopt=adopt)
 
 
-def _upload_by_user(
-    state: WorkerState, checkpoint: Checkpoint, name: str | None, upload: UploadFunction
-) -> Checkpoint:
+def _upload_by_user(state: WorkerState, checkpoint: Checkpoint, name: str | None, upload: UploadFunction) -> Checkpoint:
     stored = upload(checkpoint, name or layout.checkpoint_name(state.next_report))
     if not isinstance(stored, Checkpoint):
         raise CheckpointSourceError(

@@ -13,7 +13,7 @@ from holdfast.worker.backend import BackendConfig
 
 
 def pack(function: Callable[..., Any], config: dict[str, Any] | None, backend: BackendConfig) -> bytes:
-    """cloudpickle of what a worker runs.
+    """What a worker runs, as cloudpickle.
 
     Raises:
         SerializationError: Something in it cannot be pickled; the text names the variable.
@@ -66,6 +66,6 @@ def _reachable(function: Callable[..., Any], config: dict[str, Any] | None) -> I
 def _travels(value: object) -> bool:
     try:
         cloudpickle.dumps(value)
-    except Exception:
+    except Exception:  # noqa: BLE001 - any failure means no
         return False
     return True

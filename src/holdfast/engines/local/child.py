@@ -38,7 +38,7 @@ def become_worker(descriptors: list[int], zygote_pid: int) -> None:
         code = error.code if isinstance(error.code, int) else 1
     except KeyboardInterrupt:
         code = 130
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the last frame of this process
         sys.excepthook(*sys.exc_info())
     finally:
         with contextlib.suppress(Exception):

@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from holdfast.worker.backend import BackendConfig
 
 # Frameworks that survive a fork and take long to import: where the driver has loaded one, so will the workers.
-_FORKABLE = ("numpy", "scipy", "pandas", "sklearn", "torch", "lightning", "pytorch_lightning", "transformers", "accelerate")
+_FORKABLE = (
+    "numpy",
+    "scipy",
+    "pandas",
+    "sklearn",
+    "torch",
+    "lightning",
+    "pytorch_lightning",
+    "transformers",
+    "accelerate",
+)
 
 _ADDRESS = "127.0.0.1"
 
@@ -47,6 +57,7 @@ class LocalEngine(Engine):
         self._loading = False
 
     def prepare(self) -> None:
+        """Takes a warm zygote or starts one, and has it import."""
         if self._zygote is not None and self._zygote.alive:
             return
         if self._zygote is not None:
@@ -56,12 +67,14 @@ class LocalEngine(Engine):
         self._loading = self._zygote.preload([*modules, *self._backend.preload()])
 
     def world_size(self) -> int:
+        """The number asked for; of an elastic range its upper end."""
         wanted = self._scaling.num_workers
         num_workers = wanted if isinstance(wanted, int) else wanted[1]
         check_gpus(self._scaling, num_workers)
         return num_workers
 
     def start(self, reactor: Reactor, jobs: Sequence[protocol.Job], listener: Listener) -> WorkerGroup:
+        """Starts the workers of one attempt."""
         self.prepare()
         zygote = self._zygote
         assert zygote is not None
@@ -78,6 +91,7 @@ class LocalEngine(Engine):
         return group
 
     def close(self) -> None:
+        """Leaves the zygote warm for the next run."""
         if self._zygote is not None:
             launcher.give_back(self._zygote)
             self._zygote = None
@@ -114,7 +128,10 @@ class LocalEngine(Engine):
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads))),
             "PYTHONUNBUFFERED": "1",
             **gpu_variables(
-                check_gpus(self._scaling, size), job.rank, self._scaling.gpus_per_worker, shared=self._backend.share_gpus
+                check_gpus(self._scaling, size),
+                job.rank,
+                self._scaling.gpus_per_worker,
+                shared=self._backend.share_gpus,
             ),
             **job.environment,
         }

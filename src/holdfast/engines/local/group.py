@@ -161,24 +161,29 @@ class LocalGroup(WorkerGroup):
             self.send(job.rank, protocol.frame(job))
 
     def send(self, rank: int, frame: bytes) -> None:
+        """Sends or queues a frame."""
         connection = self._connections.get(rank)
         if connection is not None:
             connection.send(frame)
 
     def interrupt(self) -> None:
+        """SIGINT to each worker, not to what it has started."""
         for token in self._ranks:
             self._zygote.signal(token, signal.SIGINT, group=False)
 
     def kill(self) -> None:
+        """SIGKILL to each worker and all that it has started."""
         for token in self._ranks:
             self._zygote.signal(token, signal.SIGKILL, group=True)
 
     def dump_stacks(self, ranks: Sequence[int]) -> None:
+        """By a signal that a handler in C answers, so that a worker stuck in a library answers too."""
         for rank in ranks:
             if self._tokens.get(rank) in self._ranks:
                 self._zygote.signal(self._tokens[rank], STACKS_SIGNAL, group=False)
 
     def close(self) -> None:
+        """Frees sockets, pipes and the port."""
         self._reactor.forget(self._zygote.fileno())
         for connection in self._connections.values():
             connection.close()

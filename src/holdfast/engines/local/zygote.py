@@ -86,7 +86,7 @@ class Zygote:
                 continue
             try:
                 importlib.import_module(name)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a broken package must not keep others from being loaded
                 failed[name] = f"{type(error).__name__}: {error}"
             self._modules.add(name)
         # Moves all objects out of the collector's sight: a collection in a worker would touch, and so copy, every page.

@@ -1,0 +1,332 @@
+"""`report` from real workers: what is merged, what is refused, and that nobody hangs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+import holdfast as train
+from holdfast import Checkpoint, CheckpointConfig, DataParallelTrainer, RunConfig, ScalingConfig
+
+
+def run(function, tmp_path, workers=2, **options):
+    return DataParallelTrainer(
+        function,
+        scaling_config=ScalingConfig(num_workers=workers),
+        run_config=RunConfig(name="run", storage_path=tmp_path, **{"progress": "quiet", **options}),
+    ).fit()
+
+
+def failures(function, tmp_path, workers=2, **options):
+    with pytest.raises(train.WorkerGroupError) as caught:
+        run(function, tmp_path, workers, **options)
+    assert caught.value.result is not None
+    return caught.value.worker_failures
+
+
+def names(tmp_path):
+    return sorted(p.name for p in (tmp_path / "run").iterdir() if not p.name == ".holdfast")
+
+
+def test_some_ranks_report_files_and_rank_zero_none(tmp_path):
+    def loop():
+        rank = train.get_context().get_world_rank()
+        with tempfile.TemporaryDirectory() as directory:
+            checkpoint = None
+            if rank in (1, 3):
+                Path(directory, f"shard-{rank}.pt").write_text(str(rank))
+                Path(directory, "same.txt").write_text("same")
+                checkpoint = Checkpoint.from_directory(directory)
+            train.report({"rank": rank}, checkpoint)
+            assert Path(directory).exists()
+        latest = train.get_checkpoint()
+        with latest.as_directory() as path:
+            assert sorted(os.listdir(path)) == [".manifest.json", "same.txt", "shard-1.pt", "shard-3.pt"]
+
+    result = run(loop, tmp_path, workers=4)
+    assert result.metrics == {"rank": 0}
+    assert [file.path for file in result.checkpoint.files()] == ["same.txt", "shard-1.pt", "shard-3.pt"]
+
+
+def test_after_a_report_every_rank_sees_the_same_latest_checkpoint(tmp_path):
+    """Peer failure 21."""
+
+    def loop():
+        rank = train.get_context().get_world_rank()
+        for step in range(3):
+            with tempfile.TemporaryDirectory() as directory:
+                Path(directory, "step").write_text(str(step))
+                train.report({}, Checkpoint.from_directory(directory) if rank == step % 2 else None)
+            seen = train.collective.broadcast_from_rank_zero(train.get_checkpoint().path)
+            assert seen == train.get_checkpoint().path
+        listed = train.get_all_reported_checkpoints()
+        assert [c.status for c in listed] == [train.CheckpointStatus.COMMITTED] * 3
+        assert listed[-1].checkpoint == train.get_checkpoint()
+
+    run(loop, tmp_path)
+
+
+def test_the_same_name_with_other_bytes_from_two_ranks_is_an_error(tmp_path):
+    """Peer failure 8."""
+
+    def loop():
+        rank = train.get_context().get_world_rank()
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "model.pt").write_text(f"rank {rank}")
+            train.report({}, Checkpoint.from_directory(directory))
+
+    found = failures(loop, tmp_path)
+    assert isinstance(found[0], train.ShardCollisionError)
+    assert "model.pt" in str(found[0])
+    assert names(tmp_path) == []
+
+
+def test_a_rank_that_returns_ends_the_others_wait_at_once(tmp_path):
+    """Peer failure 15."""
+
+    def loop():
+        for step in range(3):
+            if train.get_context().get_world_rank() == 1 and step == 2:
+                return
+            train.report({"step": step})
+
+    start = time.monotonic()
+    found = failures(loop, tmp_path)
+    assert time.monotonic() - start < 10
+    assert isinstance(found[0], train.UnevenCallsError)
+    assert "rank 1 returned after 2" in str(found[0])
+    assert "rank 0 made 3" in str(found[0])
+
+
+def test_ranks_in_different_calls_are_told_at_once(tmp_path):
+    def loop():
+        if train.get_context().get_world_rank() == 0:
+            train.report({})
+        else:
+            train.collective.barrier()
+
+    found = failures(loop, tmp_path)
+    assert all(isinstance(error, train.UnevenCallsError) for error in found.values())
+    assert "rank 0 called report, rank 1 called collective.barrier" in str(found[0])
+
+
+def test_a_late_rank_is_named_with_its_stack(tmp_path, capfd):
+    def loop():
+        if train.get_context().get_world_rank() == 1:
+            deadline = time.monotonic() + 0.6
+            while time.monotonic() < deadline:  # a_rank_that_is_busy
+                pass
+        train.report({})
+
+    run(loop, tmp_path, progress="plain", late_rank_warning_s=0.2)
+    text = "".join(capfd.readouterr())
+    assert "rank 0 waits in report for rank 1" in text
+    assert "test_reports.py" in text
+    assert "in loop" in text
+
+
+def test_a_rank_that_never_comes_ends_the_wait_at_its_limit(tmp_path):
+    def loop():
+        if train.get_context().get_world_rank() == 1:
+            while True:
+                time.sleep(0.01)
+        train.report({})
+
+    found = failures(loop, tmp_path, late_rank_warning_s=0.1, late_rank_timeout_s=0.3)
+    assert isinstance(found[0], train.WaitTimeoutError)
+    assert "rank 1" in str(found[0])
+
+
+def test_metrics_are_those_at_the_call(tmp_path):
+    """Peer failures 10 and 12."""
+
+    def loop():
+        import numpy
+
+        metrics = {"list": [1], "numpy": numpy.float32(0.5), "nan": float("nan")}
+        train.report(metrics)
+        metrics["list"].append(2)
+        train.report({"done": 1})
+
+    run(loop, tmp_path)
+    first = train.Run(tmp_path / "run").reports()[0]["metrics"]
+    assert first["list"] == [1]
+    assert first["numpy"] == 0.5
+    assert first["nan"] != first["nan"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "text"),
+    [
+        ("{'a': {1, 2}}", train.MetricsError, "'a'"),
+        ("{'acc': 'high'}", train.MetricsError, "acc"),
+        ("{}, train.Checkpoint('/nowhere/at/all')", train.CheckpointSourceError, "/nowhere/at/all"),
+        ("{}, train.Checkpoint(__import__('sys').executable)", train.CheckpointSourceError, "python"),
+        ("{}, '/tmp'", train.CheckpointSourceError, "from_directory"),
+        ("{}, train.Checkpoint('/tmp'), 'a/b'", train.ConfigurationError, "a/b"),
+    ],
+)
+def test_bad_reports_fail_at_the_call_and_name_what_is_wrong(tmp_path, bad, error, text):
+    def loop():
+        eval(f"train.report({bad})", {"train": train})
+
+    config = CheckpointConfig(checkpoint_score_attribute="acc")
+    found = failures(loop, tmp_path, checkpoint_config=config)
+    assert isinstance(found[0], error), found[0]
+    assert text in str(found[0])
+    assert "eval(" in "".join(found[0].__notes__)
+
+
+def test_an_error_that_the_function_handles_costs_nothing(tmp_path):
+    def loop():
+        try:
+            train.report({"a": object()})
+        except train.MetricsError:
+            train.report({"a": 1})
+
+    assert run(loop, tmp_path).metrics == {"a": 1}
+
+
+def test_a_checkpoint_without_a_file_is_refused_and_one_empty_rank_is_not(tmp_path):
+    def empty():
+        with tempfile.TemporaryDirectory() as directory:
+            train.report({}, Checkpoint.from_directory(directory))
+
+    assert isinstance(failures(empty, tmp_path)[0], train.EmptyCheckpointError)
+
+    def one():
+        with tempfile.TemporaryDirectory() as directory:
+            if train.get_context().get_world_rank() == 0:
+                Path(directory, "a").write_text("a")
+            train.report({}, Checkpoint.from_directory(directory))
+
+    assert len(run(one, tmp_path).checkpoint.files()) == 1
+
+
+def test_a_chosen_name_is_kept_and_cannot_be_used_twice(tmp_path):
+    """Peer failure 6."""
+
+    def loop():
+        for step in range(2):
+            with tempfile.TemporaryDirectory() as directory:
+                Path(directory, "step").write_text(str(step))
+                train.report({}, Checkpoint.from_directory(directory), checkpoint_dir_name="mine")
+
+    found = failures(loop, tmp_path, workers=1)
+    assert isinstance(found[0], train.CheckpointExistsError)
+    assert "mine" in str(found[0])
+    assert (tmp_path / "run/mine/step").read_text() == "0"
+    assert train.Run(tmp_path / "run").verify() == {"mine": []}
+
+
+def test_names_must_agree(tmp_path):
+    def loop():
+        rank = train.get_context().get_world_rank()
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, f"{rank}").write_text("x")
+            train.report({}, Checkpoint.from_directory(directory), checkpoint_dir_name=f"by-{rank}")
+
+    found = failures(loop, tmp_path)
+    assert "by-0" in str(found[0])
+    assert "by-1" in str(found[0])
+    assert names(tmp_path) == []
+
+
+def test_no_upload_registers_what_lies_in_the_run(tmp_path):
+    def loop():
+        storage = train.get_context().get_storage()
+        rank = train.get_context().get_world_rank()
+        path = Path(storage.build_checkpoint_path_from_name("direct"))
+        path.mkdir(exist_ok=True)
+        (path / f"shard-{rank}").write_text("x")
+        train.collective.barrier()
+        train.report(
+            {"rank": rank}, Checkpoint(path), checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD
+        )
+
+    result = run(loop, tmp_path)
+    assert Path(result.checkpoint.path).name == "direct"
+    assert {file.path for file in result.checkpoint.files()} == {"shard-0", "shard-1"}
+    assert result.checkpoint.verify() == []
+
+
+def test_no_upload_of_a_directory_elsewhere_says_where_it_belongs(tmp_path):
+    def loop():
+        with tempfile.TemporaryDirectory() as directory:
+            train.report(
+                {}, Checkpoint(directory), checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD
+            )
+
+    assert "build_checkpoint_path_from_name" in str(failures(loop, tmp_path)[0])
+
+
+def test_a_function_of_the_user_may_upload(tmp_path):
+    def loop():
+        def upload(checkpoint, name):
+            target = train.get_context().get_storage().build_checkpoint_path_from_name(name)
+            os.makedirs(target, exist_ok=True)
+            for file in os.listdir(checkpoint.path):
+                os.link(os.path.join(checkpoint.path, file), os.path.join(target, file))
+            return Checkpoint(target)
+
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "model").write_text("weights")
+            train.report({}, Checkpoint.from_directory(directory), checkpoint_upload_fn=upload)
+
+    result = run(loop, tmp_path, workers=1)
+    assert Path(result.checkpoint.path, "model").read_text() == "weights"
+    assert result.checkpoint.verify() == []
+
+
+def test_the_local_directory_stays_unless_it_was_given_away(tmp_path):
+    def loop():
+        for delete in (False, True):
+            directory = tempfile.mkdtemp(dir=tmp_path)
+            Path(directory, "model").write_text("weights")
+            inode = os.stat(os.path.join(directory, "model")).st_ino
+            train.report(
+                {}, Checkpoint.from_directory(directory), delete_local_checkpoint_after_upload=delete
+            )
+            assert os.path.exists(directory) is not delete
+            stored = os.stat(os.path.join(train.get_checkpoint().path, "model"))
+            assert (stored.st_ino == inode) is delete  # taken over, not copied
+
+    result = run(loop, tmp_path, workers=1)
+    assert result.checkpoint.verify() == []
+
+
+def test_asynchronous_reports_return_a_pending_checkpoint_that_is_done(tmp_path):
+    def loop():
+        directory = tempfile.mkdtemp(dir=tmp_path)
+        Path(directory, "model").write_text("weights")
+        pending = train.report(
+            {}, Checkpoint.from_directory(directory), checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC
+        )
+        assert pending.result(timeout_s=5) == train.get_checkpoint()
+        assert pending.done()
+        assert not os.path.exists(directory)
+
+    run(loop, tmp_path, workers=1)
+
+
+def test_a_callback_sees_every_report_and_may_fail(tmp_path, caplog):
+    class Watch(train.UserCallback):
+        def __init__(self):
+            self.seen = []
+
+        def after_report(self, run_context, metrics, checkpoint):
+            self.seen.append((run_context.attempt, metrics, checkpoint))
+            raise RuntimeError("the user's own")
+
+    def loop():
+        rank = train.get_context().get_world_rank()
+        train.report({"rank": rank})
+
+    watch = Watch()
+    run(loop, tmp_path, callbacks=[watch])
+    assert watch.seen == [(1, [{"rank": 0}, {"rank": 1}], None)]
+    assert "the user's own" in caplog.text

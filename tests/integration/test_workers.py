@@ -1,0 +1,222 @@
+"""Workers of the local engine: what they find, what they say, how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import holdfast as train
+from holdfast import DataParallelTrainer, RunConfig, ScalingConfig
+
+QUIET = {"progress": "quiet"}
+
+
+def run(function, tmp_path, workers=2, config=None, **options):
+    return DataParallelTrainer(
+        function,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=workers),
+        run_config=RunConfig(name=options.pop("name", "run"), storage_path=tmp_path, **{**QUIET, **options}),
+    ).fit()
+
+
+def test_each_worker_knows_its_place(tmp_path):
+    def loop():
+        context = train.get_context()
+        assert context.get_world_size() == context.get_local_world_size() == 3
+        assert context.get_node_rank() == 0
+        assert context.get_experiment_name() == "run"
+        assert context.get_storage().build_checkpoint_path_from_name("x").endswith("/run/x")
+        rank = context.get_world_rank()
+        assert rank == context.get_local_rank() == int(os.environ["RANK"]) == int(os.environ["LOCAL_RANK"])
+        assert os.environ["WORLD_SIZE"] == os.environ["LOCAL_WORLD_SIZE"] == "3"
+        assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+        assert int(os.environ["MASTER_PORT"]) > 0
+        train.report({"rank": rank})
+
+    result = run(loop, tmp_path, workers=3)
+    assert result.metrics == {"rank": 0}
+    assert result.error is None
+
+
+def test_the_value_that_rank_zero_returns_is_the_results(tmp_path):
+    assert run(lambda: {"rank": train.get_context().get_world_rank()}, tmp_path).return_value == {"rank": 0}
+
+
+def test_the_function_may_take_a_config_or_nothing(tmp_path):
+    assert run(lambda config: config["a"], tmp_path, config={"a": 5}).return_value == 5
+    assert run(lambda: 6, tmp_path, config={"a": 5}, name="second").return_value == 6
+
+
+def test_collectives_meet_and_carry_rank_zeros_data(tmp_path):
+    def loop():
+        rank = train.get_context().get_world_rank()
+        train.collective.barrier()
+        got = train.collective.broadcast_from_rank_zero({"from": rank, "big": b"x" * 2_000_000})
+        assert got["from"] == 0
+        assert len(got["big"]) == 2_000_000
+        assert train.get_preemption_info() is None
+        return got["from"]
+
+    assert run(loop, tmp_path, workers=3).return_value == 0
+
+
+def test_random_streams_differ_by_worker_and_by_attempt(tmp_path):
+    def loop():
+        import random
+
+        import numpy
+
+        train.report({"python": random.random(), "numpy": float(numpy.random.random())})
+
+    for name in ("one", "two"):
+        run(loop, tmp_path, name=name)
+    lines = [line for name in ("one", "two") for line in train.Run(tmp_path / name).reports()]
+    frame = train.Run(tmp_path / "one").metrics(ranks="all")
+    for column in ("python", "numpy"):
+        assert len(set(frame[column])) == 2
+        assert lines[0]["metrics"][column] != lines[1]["metrics"][column]
+
+
+def test_output_is_marked_by_rank_and_kept_in_files(tmp_path, capfd):
+    def loop():
+        rank = train.get_context().get_world_rank()
+        print(f"out of {rank}")
+        os.write(2, f"err of {rank}\n".encode())
+        print("no newline at the end", end="")
+
+    run(loop, tmp_path, progress="plain")
+    shown = capfd.readouterr()
+    for rank in range(2):
+        assert any(f"out of {rank}" in line and f"{rank}" in line.split("out of")[0] for line in shown.out.splitlines())
+        assert any(f"err of {rank}" in line for line in shown.err.splitlines())
+        log = (tmp_path / "run/.holdfast/logs/attempt_000001" / f"rank_{rank:05d}.log").read_text()
+        assert f"out of {rank}\n" in log
+        assert f"err of {rank}\n" in log
+        assert "no newline at the end" in log
+
+
+def test_num_workers_zero_runs_here_and_persists_as_usual(tmp_path):
+    here = os.getpid()
+    seen = []
+
+    def loop():
+        seen.append(os.getpid())
+        directory = tmp_path / "mine"
+        directory.mkdir()
+        (directory / "model.txt").write_text("weights")
+        train.report({"a": 1}, train.Checkpoint.from_directory(directory))
+        assert train.get_checkpoint() is not None
+        return "value"
+
+    result = run(loop, tmp_path, workers=0)
+    assert seen == [here]
+    assert result.return_value == "value"
+    with result.checkpoint.as_directory() as path:
+        assert (Path(path) / "model.txt").read_text() == "weights"
+    with pytest.raises(train.OutsideWorkerError):
+        train.report({})
+
+
+def test_num_workers_zero_is_tried_again_after_a_failure(tmp_path):
+    tries = []
+
+    def loop():
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("first")
+        return len(tries)
+
+    result = run(loop, tmp_path, workers=0, failure_config=train.FailureConfig(max_failures=1))
+    assert result.return_value == 2
+
+
+def test_what_a_worker_started_ends_with_it(tmp_path):
+    def loop():
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        train.report({"child": child.pid})
+
+    child = run(loop, tmp_path, workers=1).metrics["child"]
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert not psutil.pid_exists(child)
+
+
+SCRIPT = """
+import os, sys, time
+import holdfast as train
+def loop():
+    open(os.path.join(sys.argv[1], f"pid-{train.get_context().get_world_rank()}"), "w").write(str(os.getpid()))
+    print("up", flush=True)
+    time.sleep(600)
+open(os.path.join(sys.argv[1], "pid-driver"), "w").write(str(os.getpid()))
+train.DataParallelTrainer(loop, scaling_config=train.ScalingConfig(num_workers=2),
+    run_config=train.RunConfig(name="run", storage_path=sys.argv[1])).fit()
+"""
+
+
+def wait_for(condition, what, timeout_s=30.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        threading.Event().wait(0.01)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGHUP])
+def test_the_whole_group_ends_with_the_driver_however_it_dies(tmp_path, signum):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    driver = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: all((tmp_path / f"pid-{n}").exists() for n in ("0", "1", "driver")), "the workers")
+        tree = psutil.Process(driver.pid).children(recursive=True)
+        assert len(tree) == 3  # the zygote and two workers, nothing else
+        driver.send_signal(signum)
+        driver.wait(10)
+        wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree), "the end of all")
+    finally:
+        driver.kill()
+        driver.wait()
+        driver.stdout.close()
+
+
+def test_a_script_without_a_main_guard_and_its_globals_travel(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nimport holdfast as train\nOFFSET = 41\n"
+        "class Model:\n    def __init__(self, x): self.x = x\n"
+        "def helper(x): return Model(x + OFFSET)\n"
+        "def loop(config):\n    m = helper(config['x'])\n    train.report({'x': m.x})\n    return m\n"
+        "r = train.DataParallelTrainer(loop, train_loop_config={'x': 1},"
+        " scaling_config=train.ScalingConfig(num_workers=2),"
+        " run_config=train.RunConfig(storage_path=sys.argv[1], progress='quiet')).fit()\n"
+        "print(r.metrics['x'], r.return_value.x, type(r.return_value) is Model)\n"
+    )
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split()[:2] == ["42", "42"], done.stderr
+
+
+def test_fit_leaves_no_process_but_the_idle_zygote_and_no_temporary_file(tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    threads = threading.active_count()
+    descriptors = psutil.Process().num_fds()
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    for index in range(2):
+        run(lambda: train.report({"a": 1}), tmp_path / "runs", name=f"run{index}")
+    after = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    assert len(after) <= 1
+    assert threading.active_count() == threads
+    assert psutil.Process().num_fds() <= descriptors + 2  # the warm zygote's socket and its error file
+    assert list(temporary.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
