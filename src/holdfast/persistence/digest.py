@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable
 from typing import BinaryIO
 
 import xxhash
@@ -26,13 +27,25 @@ _buffers = _Buffers()
 
 
 class FileHasher:
-    """Takes a file's bytes in order and gives their digest."""
+    """Takes a file's bytes in order and gives their digest.
 
-    __slots__ = ("_state", "update")
+    Args:
+        on_bytes: Told how many bytes each update brought; what it raises ends the reading.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_on_bytes", "_state", "update")
+
+    def __init__(self, on_bytes: Callable[[int], None] | None = None) -> None:
         self._state = xxhash.xxh3_128()
-        self.update = self._state.update
+        self._on_bytes = on_bytes
+        self.update: Callable[[bytes | bytearray | memoryview], None] = (
+            self._state.update if on_bytes is None else self._update_and_tell
+        )
+
+    def _update_and_tell(self, data: bytes | bytearray | memoryview) -> None:
+        self._state.update(data)
+        if self._on_bytes is not None:
+            self._on_bytes(len(data))
 
     def text(self) -> str:
         """The digest as records hold it: `xxh3-128:` and 32 hexadecimal digits."""

@@ -1,0 +1,263 @@
+"""Brings one staged file into a store, and proves that it is the file that was reported."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageError, StoreExistsError
+from holdfast.persistence import layout
+from holdfast.persistence.digest import FileHasher, digest_fd
+from holdfast.persistence.retry import Retries, RetryPolicy
+from holdfast.records import StagedFile, StoredFile
+from holdfast.stores.base import Store
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# Below it a file is told of as a whole; a call per buffer would cost more than it tells.
+_COUNTED_FROM_BYTES = 4 * 1024 * 1024
+# What opening a file that was there a moment ago says when somebody removed or replaced it.
+_REPLACED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+
+
+class UploadStopped(Exception):  # noqa: N818 - not an error of anything
+    """The upload was told to stop; never leaves this package."""
+
+
+@dataclass(frozen=True)
+class FileTransfer:
+    """What the files of one shard share on their way.
+
+    Attributes:
+        root: The shard's directory.
+        prefix: The key that the files' keys begin with.
+        adopt: Files may be hard-linked instead of copied.
+        stop: Set when another file failed or the upload was cancelled.
+        linked: The paths of files that were taken over already.
+    """
+
+    root: str
+    store: Store
+    prefix: str
+    rank: int
+    adopt: bool
+    on_bytes: Callable[[int], None] | None
+    retry: RetryPolicy
+    stop: threading.Event
+    linked: set[str] = field(default_factory=set)
+
+    def source(self, file: StagedFile) -> str:
+        """Where the file lies on this machine."""
+        return f"{self.root}/{layout.decode_path(file.path)}"
+
+    def key(self, file: StagedFile) -> str:
+        """Where it goes."""
+        path = layout.decode_path(file.path)
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def receipt(self, file: StagedFile, digest: str | None) -> StoredFile:
+        """What the receipt says of it."""
+        return StoredFile(
+            path=file.path,
+            kind=file.kind,
+            size_bytes=file.size_bytes,
+            mode=file.mode,
+            digest=digest,
+            rank=self.rank,
+            target=file.target,
+        )
+
+
+def store_file(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+    """Stores one file, link or empty directory; safe to repeat on what passes by itself.
+
+    Raises:
+        ShardModifiedError: It is not, or did not stay, what was staged.
+        CheckpointSourceError: It cannot be read.
+        StorageError: The write failed for good.
+        UploadStopped: The shard was given up.
+    """
+    if file.kind != "file":
+        return _retried(transfer, file, _store_special)
+    return _retried(transfer, file, _store_regular)
+
+
+def register_file(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+    """Digests a file that lies in its final place; raises as `store_file`."""
+    if file.kind != "file":
+        return transfer.receipt(file, None)
+    return _retried(transfer, file, _digest_in_place)
+
+
+def _retried(
+    transfer: FileTransfer, file: StagedFile, step: Callable[[FileTransfer, StagedFile], StoredFile]
+) -> StoredFile:
+    retries: Retries | None = None
+    while True:
+        try:
+            return step(transfer, file)
+        except (StorageError, OSError) as error:
+            # A store removes what a failed put has written, or says so with an error that is not retried. So what a
+            # retry finds at the key is another rank's, never our own remains.
+            retries = retries or Retries(transfer.retry, transfer.stop)
+            if retries.wait_after(error, f"Storing {transfer.source(file)!r}"):
+                continue
+            if transfer.stop.is_set():
+                raise UploadStopped from error
+            if isinstance(error, OSError):
+                _raise_unreadable(transfer.source(file), error)
+            raise
+
+
+def _store_special(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+    key = transfer.key(file)
+    try:
+        if file.kind == "symlink":
+            transfer.store.put_symlink(key, layout.decode_path(file.target or ""))
+        else:
+            transfer.store.make_directory(key)
+    except StoreExistsError:
+        # Another rank's, of another kind: the merge of the receipts names both.
+        return transfer.receipt(file, None)
+    return transfer.receipt(file, None)
+
+
+def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+    source = transfer.source(file)
+    descriptor = _open(source)
+    try:
+        # A link changes the times of the inode, so of a file that was taken over only size and mtime still tell.
+        is_linked = file.path in transfer.linked
+        status = os.fstat(descriptor)
+        _check_unmodified(source, file, status, with_ctime=not is_linked)
+        progress = _Progress(transfer, file)
+        try:
+            # What has other names already may be written to through them: that is copied.
+            if not is_linked and transfer.adopt and status.st_nlink == 1:
+                is_linked = _adopt(transfer, file, source, descriptor)
+            digest = None if is_linked else _copy(transfer, file, descriptor, progress)
+            if digest is None:
+                digest = digest_fd(descriptor, file.size_bytes, progress.hasher)
+            _check_unmodified(source, file, os.fstat(descriptor), with_ctime=not is_linked)
+        except BaseException:
+            progress.take_back()
+            raise
+        progress.complete()
+    finally:
+        os.close(descriptor)
+    return transfer.receipt(file, digest)
+
+
+def _adopt(transfer: FileTransfer, file: StagedFile, source: str, descriptor: int) -> bool:
+    """Whether the store has the file by a hard link now; False: copy it (or digest it, where it is there already)."""
+    key = transfer.key(file)
+    try:
+        if not transfer.store.adopt_file(key, source):
+            return False
+    except StoreExistsError:
+        return False
+    place = transfer.store.local_path(key)
+    if place is not None and os.lstat(place).st_ino != os.fstat(descriptor).st_ino:
+        raise _modified(source, "it was replaced by another file")
+    transfer.linked.add(file.path)
+    return True
+
+
+def _copy(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _Progress) -> str | None:
+    """The digest of the stored copy; None where the key is taken and nothing was read."""
+    try:
+        transfer.store.put_file(
+            transfer.key(file),
+            descriptor,
+            size_bytes=file.size_bytes,
+            mode=file.mode,
+            hasher=progress.hasher,
+        )
+    except StoreExistsError:
+        return None
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENODATA:
+            raise _modified(transfer.source(file), "it became shorter") from error
+        raise
+    return progress.hasher.text()
+
+
+def _digest_in_place(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+    source = transfer.source(file)
+    descriptor = _open(source)
+    try:
+        _check_unmodified(source, file, os.fstat(descriptor), with_ctime=True)
+        digest = digest_fd(descriptor, file.size_bytes)
+        _check_unmodified(source, file, os.fstat(descriptor), with_ctime=True)
+    finally:
+        os.close(descriptor)
+    return transfer.receipt(file, digest)
+
+
+class _Progress:
+    """Digests one try of one file, tells of its bytes as they come, and ends it early when the shard is given up."""
+
+    def __init__(self, transfer: FileTransfer, file: StagedFile) -> None:
+        self.hasher = FileHasher(self._count if file.size_bytes >= _COUNTED_FROM_BYTES else None)
+        self._on_bytes = transfer.on_bytes
+        self._stop = transfer.stop
+        self._size_bytes = file.size_bytes
+        self._told_bytes = 0
+
+    def _count(self, num_bytes: int) -> None:
+        if self._stop.is_set():
+            raise UploadStopped
+        if self._on_bytes is not None:
+            self._told_bytes += num_bytes
+            self._on_bytes(num_bytes)
+
+    def complete(self) -> None:
+        if self._on_bytes is not None and self._told_bytes < self._size_bytes:
+            self._on_bytes(self._size_bytes - self._told_bytes)
+
+    def take_back(self) -> None:
+        if self._on_bytes is not None and self._told_bytes:
+            self._on_bytes(-self._told_bytes)
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, _READ)
+    except OSError as error:
+        if error.errno in _REPLACED:
+            raise _modified(path, "it is gone") from error
+        raise
+
+
+def _check_unmodified(path: str, file: StagedFile, status: os.stat_result, *, with_ctime: bool) -> None:
+    if (
+        status.st_mtime_ns == file.mtime_ns
+        and status.st_size == file.size_bytes
+        and (status.st_ctime_ns == file.ctime_ns or not with_ctime)
+        and stat.S_ISREG(status.st_mode)
+    ):
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise _modified(path, "it is no regular file any more")
+    if status.st_size != file.size_bytes:
+        raise _modified(path, f"its size went from {file.size_bytes} to {status.st_size} bytes")
+    raise _modified(path, "its time stamps moved")
+
+
+def _modified(path: str, how: str) -> ShardModifiedError:
+    return ShardModifiedError(
+        f"{path!r} changed after it was reported and before it was stored: {how}; "
+        f"leave the directory alone until the checkpoint is committed"
+    )
+
+
+def _raise_unreadable(path: str, error: OSError) -> NoReturn:
+    if error.errno == errno.ENODATA:
+        raise _modified(path, "it became shorter") from error
+    raise CheckpointSourceError(
+        f"{path!r} cannot be read: {os.strerror(error.errno or 0)}; it was to be stored in a checkpoint"
+    ) from error
