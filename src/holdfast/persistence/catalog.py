@@ -13,7 +13,7 @@ from holdfast.errors import FormatError, StorageError, StoreNotFoundError
 from holdfast.persistence import layout
 from holdfast.persistence.manifest import decode_committed
 from holdfast.persistence.notes import note_names, read_note
-from holdfast.records import FORMAT_VERSION, CommittedCheckpoint, EpochRecord, Note, RunRecord
+from holdfast.records import CommittedCheckpoint, EpochRecord, Note, RunRecord
 from holdfast.stores.base import Store
 
 # Requests in flight to a store that answers over a network; a local disk is faster without threads.
@@ -124,11 +124,6 @@ def read_epoch(store: Store, number: int) -> EpochRecord:
         record = _epoch_decoder.decode(store.read(layout.epoch_key(number)))
     except (msgspec.DecodeError, RecursionError) as error:
         raise FormatError(f"{where} is no epoch record that Holdfast can read: {error}") from error
-    if record.format_version > FORMAT_VERSION:
-        raise FormatError(
-            f"{where} was written by a newer Holdfast (format version {record.format_version}; this one reads up to "
-            f"{FORMAT_VERSION}); upgrade with: pip install -U holdfast"
-        )
     return record
 
 

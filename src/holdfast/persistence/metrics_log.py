@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from holdfast.errors import StoreExistsError, StoreNotFoundError
+from holdfast.errors import StorageError, StoreExistsError, StoreNotFoundError
 from holdfast.persistence import layout
 from holdfast.records import EpochRecord, ReportLine
 from holdfast.stores.base import AppendHandle, Store
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("holdfast")
 _SEGMENT_BYTES = 64 << 20
+_FLUSH_S = 1.0
 # Enough for the last line of nearly any log; a longer one costs a second, larger read.
 _TAIL_BYTES = 64 << 10
 
@@ -58,7 +59,7 @@ class MetricsLog:
     """The open end of the log, for one attempt of one driver. Safe for threads.
 
     A store that can append takes each line at once; when `append` returns, the line survives the death of this
-    process. On others lines wait in memory for `flush`, which writes them as a segment of their own.
+    process. On others lines wait in memory for at most a second, and go out together as a segment of their own.
     """
 
     def __init__(self, store: Store, epoch: int, attempt: int, *, segment_bytes: int = _SEGMENT_BYTES) -> None:
@@ -70,6 +71,7 @@ class MetricsLog:
         self._size_bytes = 0
         self._handle: AppendHandle | None = None
         self._waiting: list[bytes] = []
+        self._timer: threading.Timer | None = None
         self._appends = store.capabilities.append
         self._lock = threading.Lock()
 
@@ -81,6 +83,10 @@ class MetricsLog:
         with self._lock:
             if not self._appends:
                 self._waiting.append(line)
+                if self._timer is None:
+                    self._timer = threading.Timer(_FLUSH_S, self._flush_behind)
+                    self._timer.daemon = True
+                    self._timer.start()
                 return
             if self._handle is None:
                 self._segment += 1
@@ -108,9 +114,22 @@ class MetricsLog:
 
     def close(self) -> None:
         """Ends the attempt's log, on disk where the store can say so; safe to repeat."""
+        with self._lock:
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         self.flush()
         with self._lock:
             self._end_segment()
+
+    def _flush_behind(self) -> None:
+        with self._lock:
+            self._timer = None
+        try:
+            self.flush()
+        except StorageError as error:
+            # They are still in memory: the next report's flush takes them along, and `close` raises if none can.
+            _log.warning("reports could not be written yet and wait in memory: %s", error)
 
     def _end_segment(self) -> None:
         if self._handle is not None:

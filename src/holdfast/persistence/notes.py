@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
+from holdfast.errors import StorageError
 from holdfast.persistence import layout
 from holdfast.records import CommittedCheckpoint, Note
 from holdfast.stores.base import Store
@@ -43,6 +47,30 @@ def note_names(store: Store) -> set[str]:
     return {name.removesuffix(".json") for name in names if name.endswith(".json") and not layout.is_hidden(name)}
 
 
-def status_of(note: Note | None, checkpoint: CommittedCheckpoint) -> str | None:
-    """The validation status that a note gives a checkpoint, or None."""
-    return note.validation if note is not None and note.id == checkpoint.id else None
+class NoteKeeper:
+    """The driver's notes: it alone writes them, so it knows what they hold. Safe for threads."""
+
+    def __init__(self, store: Store, notes: Mapping[str, Note]) -> None:
+        self._store = store
+        self._notes = dict(notes)
+        self._lock = threading.Lock()
+
+    def update(self, checkpoint: CommittedCheckpoint, **changes: Any) -> None:
+        """Changes fields of a checkpoint's note, in storage too where that answers.
+
+        A store that refuses is logged, no more: a note holds nothing that a checkpoint depends on.
+        """
+        with self._lock:
+            note = self._notes.get(checkpoint.name)
+            if note is None or note.id != checkpoint.id:
+                note = Note(id=checkpoint.id)
+            note = self._notes[checkpoint.name] = msgspec.structs.replace(note, **changes)
+            try:
+                write_note(self._store, checkpoint.name, note)
+            except StorageError as error:
+                _log.warning("the note of checkpoint %s could not be written: %s", checkpoint.name, error)
+
+    def forget(self, name: str) -> None:
+        """The checkpoint is deleted, and its note with it."""
+        with self._lock:
+            self._notes.pop(name, None)

@@ -1,0 +1,196 @@
+"""One checkpoint on its way into a run: its shards, its commit, or its end without one."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from holdfast.errors import EmptyCheckpointError, ReportError, StorageError
+from holdfast.persistence import layout
+from holdfast.persistence.commit import commit, files_of, make_durable, place_of
+from holdfast.persistence.lease import utc_now
+from holdfast.persistence.merge import merge_metadata, merge_receipts
+from holdfast.records import CommittedCheckpoint, Manifest, ShardReceipt, StagedShard
+from holdfast.stores.base import Store
+
+if TYPE_CHECKING:
+    from holdfast.persistence.upload import Uploader
+
+_log = logging.getLogger("holdfast")
+# Larger lists are read again when their turn to be flushed comes, so that waiting checkpoints cost little memory.
+_KEPT_FILES = 1000
+_ABORT_WAIT_S = 60.0
+
+
+class Owner(Protocol):
+    """What a checkpoint on its way needs of the run that it belongs to."""
+
+    store: Store
+    epoch: int
+    strict: bool
+
+    def uploader(self) -> Uploader:
+        """The threads that store files."""
+
+    def claim(self, name: str) -> None:
+        """Frees the name for files that are about to come, or raises `CheckpointExistsError`."""
+
+    def remember_litter(self, key: str) -> None:
+        """Something could not be removed now; it is tried again when the run is closed."""
+
+    def committed(self, checkpoint: CommittedCheckpoint, manifest: Manifest, files: Sequence[str] | None) -> None:
+        """The checkpoint exists: `files` are to be flushed behind (None: read them then)."""
+
+
+class CheckpointWriter:
+    """A checkpoint that is being stored. `commit` or `abort` ends it; both are safe to call from any thread."""
+
+    def __init__(self, owner: Owner, name: str, report: int, attempt: int) -> None:
+        self.name = name
+        self.report = report
+        self._owner = owner
+        self._store = owner.store
+        self._attempt = attempt
+        self._lock = threading.Lock()
+        self._in_place: bool | None = None
+        self._place = name
+        self._shards: list[StagedShard] = []
+        self._futures: list[Future[ShardReceipt]] = []
+        self._ended = False
+
+    def store_shard(self, shard: StagedShard, on_bytes: Callable[[int], None] | None = None) -> Future[ShardReceipt]:
+        """Begins to store a rank's files; readers see nothing of them until the commit.
+
+        Raises:
+            CheckpointExistsError: Something else lies under the checkpoint's name.
+            ReportError: Another rank registered its files in place.
+            StorageError: The place for the files could not be prepared.
+        """
+        with self._lock:
+            if self._in_place is None:
+                self._owner.claim(self.name)
+                self._place = place_of(self._store, self.name, self._owner.epoch, self._attempt)
+                if self._place == self.name:
+                    # Dying on the next line leaves a mark without files; with files it says that they are ours.
+                    self._store.write(layout.pending_key(self.name), b"{}")
+            self._begin(in_place=False)
+            future = self._owner.uploader().store_shard(shard, self._store, self._place, on_bytes=on_bytes)
+            self._shards.append(shard)
+            self._futures.append(future)
+            return future
+
+    def register_shard(self, shard: StagedShard) -> Future[ShardReceipt]:
+        """Reads a rank's files where they lie, which is the checkpoint's final place.
+
+        Raises:
+            ReportError: Another rank's files are being copied.
+        """
+        with self._lock:
+            self._begin(in_place=True)
+            future = self._owner.uploader().register_shard(shard, self._store, self.name)
+            self._futures.append(future)
+            return future
+
+    def commit(
+        self, receipts: Sequence[ShardReceipt], *, metrics: bytes, world_size: int, attempt: int
+    ) -> CommittedCheckpoint:
+        """Makes the checkpoint exist; when it returns, every reader sees it whole.
+
+        Args:
+            receipts: Of every rank that reported a shard.
+            metrics: Rank 0's, as stored JSON.
+
+        Raises:
+            EmptyCheckpointError: No rank reported a single file.
+            ShardCollisionError: Two ranks stored different bytes under one name.
+            CheckpointExistsError: Something came to lie under the checkpoint's name.
+            StorageError: The store failed. Under strict durability the checkpoint may exist nevertheless.
+        """
+        with self._lock:
+            if self._ended:
+                raise ReportError(f"checkpoint {self.name!r} was given up before it could be committed")
+            manifest = Manifest(
+                id=secrets.token_hex(16),
+                name=self.name,
+                report_index=self.report,
+                created=utc_now(),
+                epoch=self._owner.epoch,
+                attempt=attempt,
+                world_size=world_size,
+                metrics=msgspec.Raw(metrics),
+                files=merge_receipts(receipts),
+            )
+            metadata = merge_metadata(receipts)
+            if not manifest.files and metadata is None:
+                raise EmptyCheckpointError(
+                    f"checkpoint {self.name!r} of report {self.report} has no file; write something into the directory "
+                    "on at least one rank, or report without a checkpoint"
+                )
+            strict = self._owner.strict
+            committed = commit(self._store, partial=self._place, manifest=manifest, metadata=metadata, strict=strict)
+            self._ended = True
+            self._settle(committed, manifest, metadata)
+            return committed
+
+    def abort(self) -> None:
+        """Removes what was stored so far, unless it was committed; safe to repeat, never raises."""
+        for future in self._futures:
+            future.cancel()
+        # A thread that still stores would make anew what is removed here.
+        unfinished = wait(self._futures, _ABORT_WAIT_S).not_done
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            # What was registered in place is the user's own, and stays.
+            if self._in_place is not False:
+                return
+            if unfinished:
+                _log.warning("checkpoint %s was given up while %d uploads still hang", self.name, len(unfinished))
+            for key in [self._place] + ([layout.pending_key(self.name)] if self._place == self.name else []):
+                try:
+                    # Dying on the next line leaves the rest of a hidden directory, which the next start collects.
+                    self._store.delete_tree(key)
+                except StorageError as error:
+                    _log.warning("the remains of checkpoint %s could not be removed yet: %s", self.name, error)
+                    self._owner.remember_litter(key)
+
+    def _begin(self, *, in_place: bool) -> None:
+        if self._ended:
+            raise ReportError(f"checkpoint {self.name!r} was given up")
+        if self._in_place is not None and self._in_place is not in_place:
+            raise ReportError(
+                f"checkpoint {self.name!r}: some ranks reported with checkpoint_upload_mode=NO_UPLOAD and others not; "
+                "use the same mode on every rank of a report"
+            )
+        self._in_place = in_place
+
+    def _settle(self, committed: CommittedCheckpoint, manifest: Manifest, metadata: str | None) -> None:
+        """What follows the commit; a failure in here takes nothing back."""
+        failure: StorageError | None = None
+        if self._place == self.name and not self._in_place:
+            try:
+                self._store.delete(layout.pending_key(self.name))
+            except StorageError as error:
+                _log.debug("the mark of checkpoint %s stays until the next start: %s", self.name, error)
+        if self._owner.strict:
+            try:
+                make_durable(self._store, partial=self._place, manifest=manifest, metadata=metadata)
+            except StorageError as error:
+                failure = error
+        for shard in self._shards:
+            self._owner.uploader().release_adopted(shard)
+        files: Sequence[str] | None = None
+        if self._owner.strict and failure is None:
+            files = ()
+        elif len(manifest.files) <= _KEPT_FILES:
+            files = files_of(manifest, self.name, metadata=metadata is not None)
+        self._owner.committed(committed, manifest, files)
+        if failure is not None:
+            raise failure

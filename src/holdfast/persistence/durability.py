@@ -1,0 +1,263 @@
+"""Behind the commits: flushes to disk what is kept, says so in its note, and only then deletes what is not."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from holdfast.errors import FormatError, StorageError, StoreNotFoundError
+from holdfast.persistence import layout
+from holdfast.persistence.commit import files_of
+from holdfast.persistence.deletion import delete_checkpoint
+from holdfast.persistence.manifest import read_manifest
+from holdfast.persistence.notes import NoteKeeper
+from holdfast.records import CommittedCheckpoint
+from holdfast.stores.base import Store
+
+_log = logging.getLogger("holdfast")
+_RETRY_S = 5.0
+_WARN_S = 30.0
+_CLOSE_LIMIT_S = 600.0
+
+# What was let go of and stays after all, and the checkpoint that proved to be gone (None: only not flushed).
+OnKept = Callable[[Sequence[CommittedCheckpoint], CommittedCheckpoint | None], None]
+
+
+@dataclass(frozen=True)
+class _Unflushed:
+    """Attributes: files: Keys to flush, or None to read them when their turn comes. marks: Whether to note it."""
+
+    checkpoint: CommittedCheckpoint
+    files: Sequence[str] | None
+    marks: bool
+
+
+class Durability:
+    """One thread that follows the commits of a run at the disk's own pace.
+
+    It works in rounds: everything that was committed and is still kept is flushed, oldest first, and noted as
+    durable; then everything that retention had let go of when the round began is deleted. So nothing is deleted
+    before all that outlives it is on disk, and however fast checkpoints are committed, those that are let go of
+    before their turn cost no flush.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        notes: NoteKeeper,
+        *,
+        records: Sequence[str] = (),
+        on_durable: Callable[[CommittedCheckpoint], None],
+        on_kept: OnKept,
+    ) -> None:
+        """Starts nothing yet; the thread comes with the first work.
+
+        Args:
+            records: Keys of records that are flushed before any checkpoint.
+            on_durable: Told of each checkpoint that is on disk.
+            on_kept: Told of what is not deleted after all, because what was to outlive it could not be flushed.
+        """
+        self._store = store
+        self._notes = notes
+        self._records: Sequence[str] = records if not store.capabilities.durable_writes else ()
+        self._on_durable = on_durable
+        self._on_kept = on_kept
+        self._flushes = not store.capabilities.durable_writes
+        self._changed = threading.Condition()
+        self._unflushed: dict[str, _Unflushed] = {}
+        self._doomed: dict[str, CommittedCheckpoint] = {}
+        self._deleting: str | None = None
+        self._closing = False
+        self._retry_at_s = 0.0
+        self._thread: threading.Thread | None = None
+
+    def committed(
+        self, checkpoint: CommittedCheckpoint, files: Sequence[str] | None, doomed: Sequence[CommittedCheckpoint]
+    ) -> None:
+        """Takes note of a commit; returns at once.
+
+        Args:
+            files: Keys to flush; none where that is done already; None to read them when they are needed.
+            doomed: What retention lets go of because of it.
+        """
+        with self._changed:
+            if self._flushes:
+                self._unflushed[checkpoint.name] = _Unflushed(checkpoint, files, marks=True)
+            for old in doomed:
+                self._doomed[old.name] = old
+                self._unflushed.pop(old.name, None)
+            self._wake()
+
+    def begin(self, checkpoints: Sequence[CommittedCheckpoint]) -> None:
+        """Flushes the run's records, and what an earlier driver committed and did not live to flush.
+
+        The latter without a note: if power was lost meanwhile, what the disk holds may not be what was committed, and only
+        digests can tell.
+        """
+        if not self._flushes:
+            return
+        with self._changed:
+            for checkpoint in checkpoints:
+                self._unflushed[checkpoint.name] = _Unflushed(checkpoint, None, marks=False)
+            self._wake()
+
+    def take_back(self) -> list[CommittedCheckpoint]:
+        """What retention let go of and nobody has begun to delete: it stays after all."""
+        with self._changed:
+            back = [old for name, old in self._doomed.items() if name != self._deleting]
+            for old in back:
+                del self._doomed[old.name]
+            return back
+
+    def holds(self, name: str) -> bool:
+        """Whether the checkpoint of that name waits to be deleted, or is being deleted."""
+        return name in self._doomed
+
+    def await_deleted(self, name: str, timeout_s: float) -> bool:
+        """Waits until nothing of that name is left to delete; False after `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: name not in self._doomed, timeout_s)
+
+    def close(self) -> None:
+        """Finishes what is open, tries once more what failed, and ends the thread; safe to repeat."""
+        with self._changed:
+            self._closing = True
+            thread = self._thread
+            self._changed.notify_all()
+        if thread is None:
+            return
+        began_s = time.monotonic()
+        thread.join(_WARN_S)
+        while thread.is_alive() and time.monotonic() - began_s < _CLOSE_LIMIT_S:
+            _log.warning(
+                "waiting for %s since %.0f s: %d checkpoints to flush to disk, %d to delete",
+                self._store.url, time.monotonic() - began_s, len(self._unflushed), len(self._doomed),
+            )  # fmt: skip
+            thread.join(_WARN_S)
+        if thread.is_alive():
+            _log.error(
+                "gave up waiting for %s; its newest checkpoints may not survive a loss of power", self._store.url
+            )
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="holdfast-durability", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._await_work():
+                    return
+                last = self._closing
+                flushing, doomed = list(self._unflushed.values()), list(self._doomed.values())
+            flushed = self._flush_all(flushing)
+            clean = self._delete_all(doomed) if flushed else True
+            with self._changed:
+                self._retry_at_s = 0.0 if clean else time.monotonic() + _RETRY_S
+                if last and not clean:
+                    return
+
+    def _await_work(self) -> bool:
+        """Waits, with the condition held; False when there will be no more."""
+        while True:
+            if self._unflushed or self._records or self._closing:
+                return bool(self._unflushed or self._records or self._doomed)
+            if not self._doomed:
+                self._changed.wait()
+                continue
+            pause_s = self._retry_at_s - time.monotonic()
+            if pause_s <= 0:
+                return True
+            self._changed.wait(pause_s)
+
+    def _flush_records(self) -> None:
+        records, self._records = self._records, ()
+        try:
+            if records:
+                self._store.sync("", records)
+        except StorageError as error:
+            # A lost epoch record is survived: a checkpoint of an epoch above the newest record counts as valid.
+            _log.warning("the records of the run at %s could not be flushed to disk: %s", self._store.url, error)
+
+    def _flush_all(self, items: Sequence[_Unflushed]) -> bool:
+        self._flush_records()
+        for item in items:
+            checkpoint = item.checkpoint
+            if checkpoint.name not in self._unflushed:
+                continue  # let go of meanwhile
+            try:
+                self._flush(item)
+            except (StorageError, FormatError) as error:
+                gone = isinstance(error, StoreNotFoundError) and not self._store.exists(checkpoint.name)
+                self._not_flushed(checkpoint, error, gone=gone)
+                return False
+            with self._changed:
+                if self._unflushed.get(checkpoint.name) is item:
+                    del self._unflushed[checkpoint.name]
+        return True
+
+    def _flush(self, item: _Unflushed) -> None:
+        checkpoint, files = item.checkpoint, item.files
+        if files is None:
+            files = self._list_files(checkpoint)
+        if files:
+            self._store.sync(checkpoint.name, files)
+        if item.marks and checkpoint.name in self._unflushed:
+            # Dying on the next line leaves a durable checkpoint that nobody calls so: its digests will be read.
+            self._notes.update(checkpoint, durable=True)
+            self._on_durable(checkpoint)
+
+    def _list_files(self, checkpoint: CommittedCheckpoint) -> list[str]:
+        child = self._store.child(checkpoint.name)
+        manifest = read_manifest(child)
+        if manifest is None:
+            raise StoreNotFoundError(f"{child.url} is gone")
+        return files_of(manifest, checkpoint.name, metadata=child.exists(layout.METADATA))
+
+    def _not_flushed(self, checkpoint: CommittedCheckpoint, error: Exception, *, gone: bool) -> None:
+        """Drops a checkpoint from the flushes and keeps everything older.
+
+        It is not tried again: after one failed fsync the kernel calls the pages clean, and the next fsync would
+        succeed without having written them. A later checkpoint that does reach the disk lets the deletions go on.
+        """
+        if gone:
+            _log.warning("checkpoint %s was removed from %s by someone else", checkpoint.name, self._store.url)
+        else:
+            _log.warning(
+                "checkpoint %s could not be flushed to disk (%s); it may not survive a loss of power, so nothing older "
+                "is deleted until a later one is flushed", checkpoint.name, error,
+            )  # fmt: skip
+        with self._changed:
+            self._unflushed.pop(checkpoint.name, None)
+        self._on_kept(self.take_back(), checkpoint if gone else None)
+
+    def _delete_all(self, doomed: Sequence[CommittedCheckpoint]) -> bool:
+        clean = True
+        for old in doomed:
+            with self._changed:
+                if old.name not in self._doomed:
+                    continue  # taken back
+                self._deleting = old.name
+            error = self._delete(old)
+            with self._changed:
+                self._deleting = None
+                if error is None:
+                    del self._doomed[old.name]
+                    self._changed.notify_all()
+            if error is not None:
+                _log.warning("checkpoint %s could not be deleted (%s); it is tried again later", old.name, error)
+                clean = False
+        return clean
+
+    def _delete(self, old: CommittedCheckpoint) -> StorageError | None:
+        try:
+            delete_checkpoint(self._store, old.name, old.id)
+        except StorageError as error:
+            return error
+        self._notes.forget(old.name)
+        return None

@@ -1,0 +1,87 @@
+"""Which checkpoint to go on from: the newest whose bytes are those that were reported."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from holdfast.errors import FormatError
+from holdfast.persistence.manifest import read_manifest
+from holdfast.records import CommittedCheckpoint, Manifest
+from holdfast.stores.base import Store
+
+_log = logging.getLogger("holdfast")
+
+Fingerprint = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What looking at a checkpoint brought.
+
+    Attributes:
+        damage: What is wrong with it, or None.
+        gone: Nothing of it is there any more.
+    """
+
+    damage: str | None = None
+    gone: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether a job can go on from it."""
+        return self.damage is None and not self.gone
+
+
+class Fingerprints:
+    """What stat said of the files of our own newest commits, so that a restart need not read their bytes again.
+
+    Kept in memory only: after a loss of power stat proves nothing.
+    """
+
+    _KEPT = 2
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._taken: dict[str, tuple[str, Fingerprint]] = {}
+
+    def take(self, manifest: Manifest) -> None:
+        """Remembers a checkpoint that was committed this instant, after the last change of its links."""
+        from holdfast.persistence.verify import fingerprint
+
+        found = fingerprint(self._store, manifest.name, manifest)
+        if found is not None:
+            self._taken[manifest.name] = (manifest.id, found)
+            while len(self._taken) > self._KEPT:
+                del self._taken[next(iter(self._taken))]
+
+    def match(self, manifest: Manifest) -> bool:
+        """Whether nothing has touched the files since."""
+        from holdfast.persistence.verify import fingerprint
+
+        taken = self._taken.get(manifest.name)
+        return taken is not None and taken == (manifest.id, fingerprint(self._store, manifest.name, manifest))
+
+
+def examine(store: Store, checkpoint: CommittedCheckpoint, fingerprints: Fingerprints) -> Finding:
+    """Verifies a checkpoint: sizes and kinds always, digests unless stat proves that nothing was touched.
+
+    Raises:
+        StorageError: The store failed, which says nothing of the checkpoint.
+    """
+    from holdfast.persistence.verify import find_damage
+
+    child = store.child(checkpoint.name)
+    try:
+        manifest = read_manifest(child)
+    except FormatError as error:
+        return Finding(damage=str(error))
+    if manifest is None:
+        return Finding(gone=True)
+    if manifest.id != checkpoint.id:
+        return Finding(damage=f"{child.url} is another checkpoint than the one that was committed there")
+    damages = find_damage(store, checkpoint.name, manifest, digests=not fingerprints.match(manifest))
+    if not damages:
+        return Finding()
+    first = f"{damages[0].path!r}: {damages[0].reason}"
+    return Finding(damage=first if len(damages) == 1 else f"{first}, and {len(damages) - 1} more")

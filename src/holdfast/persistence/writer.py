@@ -1,0 +1,289 @@
+"""The write side of a run: all that its one driver does to storage goes through here."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from holdfast.config import CheckpointConfig
+from holdfast.errors import StorageError, StoreExistsError, WaitTimeoutError
+from holdfast.persistence import garbage, layout, lease, metrics_log
+from holdfast.persistence.checkpoint_writer import CheckpointWriter
+from holdfast.persistence.commit import taken
+from holdfast.persistence.deletion import set_aside
+from holdfast.persistence.durability import Durability
+from holdfast.persistence.ledger import Ledger
+from holdfast.persistence.notes import NoteKeeper
+from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
+from holdfast.persistence.recovery import Fingerprints, examine
+from holdfast.persistence.retention import RetentionPolicy
+from holdfast.records import CommittedCheckpoint, Manifest
+from holdfast.stores.base import Store
+
+if TYPE_CHECKING:
+    from holdfast.persistence.upload import Uploader
+
+_log = logging.getLogger("holdfast")
+_NAME_WAIT_S = 120.0
+_NAME_WARN_S = 10.0
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class RunWriter:
+    """A run, held by its driver from `open` to `close`.
+
+    Attributes:
+        name: The run's directory name.
+        store: Rooted at the run's directory.
+        run_id: A random text that tells this run from any other of the same name.
+        epoch: The number of this drivership.
+        first_attempt: The lowest number that no attempt of the run has had.
+        first_report: The lowest index that no report of the run has had.
+        strict: Whether a commit waits for the disk.
+    """
+
+    def __init__(
+        self, store: Store, held: lease.Lease, *, name: str, run_id: str, policy: RetentionPolicy, strict: bool
+    ) -> None:
+        """Use `open`; this takes over what it found."""
+        found = held.survey.catalog
+        self.name = name
+        self.store = store
+        self.run_id = run_id
+        self.epoch = held.epoch
+        self.first_attempt = held.survey.first_attempt
+        self.first_report = held.survey.first_report
+        self.strict = strict
+        self._lease = held
+        self._attempt = self.first_attempt
+        self._log = metrics_log.MetricsLog(store, self.epoch, self._attempt)
+        self._litter: set[str] = set()
+        # Names whose holders are no checkpoints to anyone: they give way when the name is wanted.
+        self._unusable = set(found.void) | set(found.damaged)
+        self._ledger = Ledger(found.checkpoints, policy, found.pinned)
+        self._notes = NoteKeeper(store, found.notes)
+        self._fingerprints = Fingerprints(store)
+        self._uploader: Uploader | None = None
+        self._uploader_lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="holdfast-commit")
+        self._closed = False
+        self._durability = Durability(
+            store,
+            self._notes,
+            records=[layout.RUN_RECORD, layout.epoch_key(self.epoch)],
+            on_durable=self._ledger.mark_durable,
+            on_kept=self._kept,
+        )
+        self._durability.begin([checkpoint for checkpoint in found.checkpoints if not checkpoint.durable])
+
+    @classmethod
+    def open(
+        cls,
+        store: Store,
+        *,
+        name: str,
+        checkpoint_config: CheckpointConfig,
+        durability: str = "background",
+        configuration: Mapping[str, str] | None = None,
+        holder: str | None = None,
+    ) -> RunWriter:
+        """Becomes the driver of a run, new or not.
+
+        Dying on any line of it leaves the run as it was for every reader, and free for the next driver.
+
+        Args:
+            store: Rooted at `<storage_path>/<name>`.
+            durability: `background` or `strict`.
+            configuration: Of the whole job, as text, for whoever looks at the run later.
+            holder: Who drives, as a person wants to read it; by default user, host and process.
+
+        Raises:
+            RunInUseError: A live driver holds the run.
+            FormatError: A newer Holdfast drove it.
+            StorageError: The directory cannot be used.
+        """
+        store.prepare()
+        described = {**(configuration or {}), **describe_policy(checkpoint_config)}
+        held = lease.acquire(
+            store, name, holder=holder or this_process(), survey=lambda: survey(store), configuration=described
+        )
+        try:
+            run_id = ensure_run_record(store, name, described)
+            if removed := garbage.collect(store, epoch=held.epoch):
+                _log.info("removed what earlier drivers of %s left behind: %s", store.url, ", ".join(removed))
+            policy = RetentionPolicy.of(checkpoint_config)
+            return cls(store, held, name=name, run_id=run_id, policy=policy, strict=durability == "strict")
+        except BaseException:
+            held.release()
+            raise
+
+    def begin_attempt(self, attempt: int) -> None:
+        """Opens the log of a new life of the worker group."""
+        self._log.close()
+        self._attempt = attempt
+        self._log = metrics_log.MetricsLog(self.store, self.epoch, attempt)
+
+    def log_report(
+        self, *, report: int, checkpoint: str | None, metrics: bytes, other_ranks: list[bytes] | None
+    ) -> None:
+        """Appends a report to the log; when it returns, the line survives the death of this process.
+
+        (On a store that cannot append: a second later.)
+
+        Args:
+            metrics: Rank 0's, as stored JSON.
+            other_ranks: Those of ranks 1, 2, … where one of them reported other metrics than rank 0.
+        """
+        self._log.append(metrics_log.encode_line(report, self._attempt, time.time(), checkpoint, metrics, other_ranks))
+
+    def begin_checkpoint(self, name: str, report: int) -> CheckpointWriter:
+        """A place for a checkpoint to come.
+
+        Waits, where retention has let go of an older one of that name, until that is deleted.
+
+        Raises:
+            CheckpointExistsError: A checkpoint of that name is kept.
+        """
+        layout.check_name(name, "the checkpoint's directory name")
+        if self._ledger.get(name) is not None:
+            raise taken(self.store, name)
+        if self._durability.holds(name):
+            self._await_name(name)
+        return CheckpointWriter(self, name, report, self._attempt)
+
+    def submit(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Runs something on the thread of commits: one at a time, in the order of the calls."""
+        return self._pool.submit(function, *args, **kwargs)
+
+    def checkpoints(self) -> list[CommittedCheckpoint]:
+        """What is committed, undamaged and not let go of by retention, in report order."""
+        return self._ledger.snapshot()
+
+    def store_of(self, name: str) -> Store:
+        """The store with the checkpoint `name` as its root."""
+        return self.store.child(name)
+
+    def latest_valid(self) -> CommittedCheckpoint | None:
+        """The newest checkpoint whose files verify; damaged ones are noted, told of, and left out from now on.
+
+        Raises:
+            StorageError: The store failed, which says nothing of the checkpoints.
+        """
+        skipped: list[str] = []
+        while checkpoints := self._ledger.snapshot():
+            newest = checkpoints[-1]
+            finding = examine(self.store, newest, self._fingerprints)
+            if finding.usable:
+                if skipped:
+                    _log.warning("%s; going on from %s instead", "; ".join(skipped), newest.name)
+                return newest
+            skipped.append(
+                f"checkpoint {newest.name} " + ("is gone" if finding.gone else f"is damaged ({finding.damage})")
+            )
+            # What was to make room for the damaged one is needed again, where it is still there.
+            self._ledger.restore(self._durability.take_back())
+            self._ledger.drop(newest)
+            self._unusable.add(newest.name)
+            if not finding.gone:
+                # Dying on the next line forgets what was found; the next driver finds it again.
+                self._notes.update(newest, damaged=finding.damage)
+        if skipped:
+            _log.warning("%s; there is no other, so training starts from the beginning", "; ".join(skipped))
+        return None
+
+    def close(self) -> None:
+        """Finishes commits, flushes and deletions, closes the log and lets the next driver in; safe to repeat."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._pool.shutdown(wait=True)
+            if self._uploader is not None:
+                self._uploader.close()
+            self._durability.close()
+            self._log.close()
+            for key in self._litter:
+                self._remove_litter(key)
+        finally:
+            self._lease.release()
+
+    # What follows is for the checkpoints on their way (`checkpoint_writer.Owner`).
+
+    def uploader(self) -> Uploader:
+        """The threads that store files."""
+        with self._uploader_lock:
+            if self._uploader is None:
+                from holdfast.persistence.upload import Uploader
+
+                self._uploader = Uploader()
+            return self._uploader
+
+    def claim(self, name: str) -> None:
+        """Frees a name for files that are about to come.
+
+        Raises:
+            CheckpointExistsError: Something lies there that is not ours to move.
+        """
+        place = layout.partial_name(name, self.epoch, self._attempt)
+        if place in self._litter:
+            self.store.delete_tree(place)
+            self._litter.discard(place)
+        if not self.store.exists(name):
+            return
+        if name in self._litter:
+            self.store.delete_tree(name)
+            self._litter.discard(name)
+        elif name in self._unusable:
+            try:
+                set_aside(self.store, name)
+            except StoreExistsError as error:
+                raise taken(self.store, name) from error
+            _log.warning("the damaged or void checkpoint %s was moved aside: its name is in use again", name)
+        else:
+            raise taken(self.store, name)
+        self._unusable.discard(name)
+
+    def remember_litter(self, key: str) -> None:
+        """Something could not be removed now; it is tried again when its place is needed, and at the end."""
+        self._litter.add(key)
+
+    def committed(self, checkpoint: CommittedCheckpoint, manifest: Manifest, files: Sequence[str] | None) -> None:
+        """A checkpoint exists: it joins the list, retention decides, and the rest happens behind."""
+        try:
+            self._fingerprints.take(manifest)
+        except StorageError as error:
+            _log.debug("checkpoint %s will be read when it is needed: %s", checkpoint.name, error)
+        doomed = self._ledger.add(checkpoint)
+        self._durability.committed(checkpoint, files, doomed)
+
+    def _kept(self, back: Sequence[CommittedCheckpoint], gone: CommittedCheckpoint | None) -> None:
+        self._ledger.restore(back)
+        if gone is not None:
+            self._ledger.drop(gone)
+
+    def _await_name(self, name: str) -> None:
+        began_s = time.monotonic()
+        while self._durability.holds(name):
+            left_s = _NAME_WAIT_S - (time.monotonic() - began_s)
+            if left_s <= 0:
+                raise WaitTimeoutError(
+                    f"the name {name!r} is not free yet: the older checkpoint of that name, which retention let go of, "
+                    f"was not deleted from {self.store.url} in {_NAME_WAIT_S:.0f} s; pass another checkpoint_dir_name"
+                )
+            if not self._durability.await_deleted(name, min(left_s, _NAME_WARN_S)):
+                _log.warning(
+                    "waiting for the older checkpoint %r to be deleted since %.0f s", name, time.monotonic() - began_s
+                )
+
+    def _remove_litter(self, key: str) -> None:
+        try:
+            self.store.delete_tree(key)
+        except StorageError as error:
+            _log.warning(
+                "%s/%s could not be removed (%s); the next start of the run tries again", self.store.url, key, error
+            )

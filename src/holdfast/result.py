@@ -1,0 +1,159 @@
+"""`Result`: how a run stood when `fit()` ended, or when it was looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from holdfast.checkpoint import Checkpoint
+from holdfast.config import CheckpointConfig
+from holdfast.metrics import decode_metrics
+from holdfast.persistence import catalog as catalogs
+from holdfast.persistence import metrics_log
+from holdfast.persistence.opening import read_policy
+from holdfast.persistence.retention import RetentionPolicy, best
+from holdfast.records import CommittedCheckpoint
+from holdfast.run import Run, configuration_of, rank, ranking, table
+from holdfast.stores import Store, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What came of a run. A later `fit()` of the same run does not change what this one says.
+
+    (But its retention may delete files that this one refers to.)
+
+    Attributes:
+        path: Where the run lies.
+        metrics: Of the latest report, or None where there was none.
+        error: Why `fit()` gave up, or None.
+        return_value: What the training function returned on rank 0.
+        filesystem: The file system object that the run was given, or None.
+    """
+
+    path: str
+    metrics: dict[str, Any] | None = None
+    error: BaseException | None = None
+    return_value: Any = None
+    filesystem: Any = None
+    _store: Store = field(kw_only=True, repr=False)
+    _committed: tuple[CommittedCheckpoint, ...] = field(kw_only=True, repr=False)
+    _policy: RetentionPolicy = field(kw_only=True, repr=False)
+    _last_report: int = field(kw_only=True, repr=False)
+
+    @classmethod
+    def from_path(cls, path: str | os.PathLike[str], storage_filesystem: Any = None) -> Result:
+        """The result of a run that lies in storage; its error and return value are not kept there.
+
+        Raises:
+            RunNotFoundError: No run lies there.
+        """
+        Run(path, storage_filesystem)  # raises where there is none
+        return cls._read(open_store(path, storage_filesystem), filesystem=storage_filesystem)
+
+    @classmethod
+    def of_run(
+        cls,
+        store: Store,
+        *,
+        metrics: dict[str, Any] | None = None,
+        error: BaseException | None = None,
+        return_value: Any = None,
+        checkpoint_config: CheckpointConfig | None = None,
+        checkpoints: Sequence[CommittedCheckpoint] | None = None,
+        filesystem: Any = None,
+    ) -> Result:
+        """The result of a run whose driver has just finished.
+
+        Args:
+            store: Rooted at the run's directory.
+            metrics: Of the latest report, where the driver knows them.
+            checkpoints: As the driver has them; read from storage where None.
+        """
+        policy = RetentionPolicy.of(checkpoint_config) if checkpoint_config is not None else None
+        return cls._read(
+            store,
+            metrics=metrics,
+            error=error,
+            return_value=return_value,
+            policy=policy,
+            committed=checkpoints,
+            filesystem=filesystem,
+        )
+
+    @classmethod
+    def _read(
+        cls,
+        store: Store,
+        *,
+        metrics: dict[str, Any] | None = None,
+        error: BaseException | None = None,
+        return_value: Any = None,
+        policy: RetentionPolicy | None = None,
+        committed: Sequence[CommittedCheckpoint] | None = None,
+        filesystem: Any = None,
+    ) -> Result:
+        found = catalogs.Catalog()
+        if committed is None:
+            found = catalogs.load(store)
+            committed = found.checkpoints
+        else:
+            catalogs.load_epochs(store, found)
+        last = metrics_log.last_line(store, found.epochs)
+        if metrics is None and last is not None:
+            metrics = decode_metrics(last.metrics)
+        return cls(
+            path=store.url,
+            metrics=metrics,
+            error=error,
+            return_value=return_value,
+            filesystem=filesystem,
+            _store=store,
+            _committed=tuple(committed),
+            _policy=policy if policy is not None else read_policy(configuration_of(store, found)),
+            _last_report=last.report if last is not None else 0,
+        )
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The latest checkpoint, or None."""
+        return self._open(self._committed[-1]) if self._committed else None
+
+    @property
+    def best_checkpoints(self) -> list[tuple[Checkpoint, dict[str, Any]]]:
+        """The kept checkpoints with their metrics, the best one last; by age where the run has no score attribute."""
+        return [(self._open(each), decode_metrics(each.metrics)) for each in best(self._committed, self._policy)]
+
+    @cached_property
+    def metrics_dataframe(self) -> pd.DataFrame:
+        """A table of every report of every attempt, with its time and attempt.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        found = catalogs.Catalog()
+        catalogs.load_epochs(self._store, found)
+        lines = metrics_log.read_lines(self._store, found.epochs)
+        return table((line for line in lines if line.report <= self._last_report), all_ranks=False)
+
+    def get_best_checkpoint(self, metric: str, mode: Literal["max", "min"]) -> Checkpoint | None:
+        """The best of the kept checkpoints by a metric, or None where there is no checkpoint.
+
+        Args:
+            metric: Nested ones as `a/b`.
+            mode: `max` or `min`.
+
+        Raises:
+            ConfigurationError: The mode is none, or no checkpoint has the metric.
+        """
+        ranked = rank(self._committed, ranking(self._policy, metric, mode), self.path)
+        return self._open(ranked[-1]) if ranked else None
+
+    def _open(self, committed: CommittedCheckpoint) -> Checkpoint:
+        return Checkpoint._from_store(self._store.child(committed.name), filesystem=self.filesystem)
