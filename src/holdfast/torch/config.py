@@ -1,0 +1,85 @@
+"""How workers form a torch process group."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from holdfast.errors import ConfigurationError
+from holdfast.worker.backend import BackendConfig
+
+if TYPE_CHECKING:
+    from holdfast.worker.context import TrainContext
+
+
+def check_installed() -> None:
+    """Says what to do where torch is missing.
+
+    Raises:
+        ImportError: It is.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError("holdfast.torch needs PyTorch. Install it with: pip install holdfast[torch]", name="torch")
+
+
+@dataclass(frozen=True)
+class TorchConfig(BackendConfig):
+    """The process group that workers find when the training function begins, also where there is only one.
+
+    Attributes:
+        backend: `gloo`, `nccl` or any that torch knows, also `cpu:gloo,cuda:nccl`. None: `nccl` for workers with
+            GPUs, else `gloo`. (`nccl` alone, so that `get_backend()` answers what scripts compare with.)
+        init_method: How workers on several nodes find each other: `env` or `tcp`. On one node they meet on the
+            loopback interface either way.
+        timeout_s: Seconds that forming the group, or a collective in it, may take.
+        gpus_per_worker: Set by `TorchTrainer` from its `ScalingConfig`; None counts what the worker sees.
+    """
+
+    share_gpus: ClassVar[bool] = True
+
+    backend: str | None = None
+    init_method: Literal["env", "tcp"] = "env"
+    timeout_s: float = 1800
+    gpus_per_worker: int | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.backend is not None and (not isinstance(self.backend, str) or not self.backend):
+            raise ConfigurationError(f"TorchConfig.backend must be 'gloo', 'nccl' or None, not {self.backend!r}")
+        if self.init_method not in ("env", "tcp"):
+            raise ConfigurationError(f"TorchConfig.init_method must be 'env' or 'tcp', not {self.init_method!r}")
+        if isinstance(self.timeout_s, bool) or not isinstance(self.timeout_s, int | float) or not self.timeout_s > 0:
+            raise ConfigurationError(f"TorchConfig.timeout_s must be seconds above 0, not {self.timeout_s!r}")
+
+    def preload(self) -> tuple[str, ...]:
+        """What DDP and an optimizer import, the first of them on first use only, which takes seconds."""
+        return (
+            "torch",
+            "torch._dynamo",
+            "torch.nn.parallel",
+            "torch.optim.lr_scheduler",
+            "torch.utils.data.distributed",
+            "torch.utils.serialization",
+            "holdfast.torch.group",
+            "holdfast.torch.data",
+            "holdfast.torch.model",
+            "holdfast.torch.reproducibility",
+        )
+
+    def on_start(self, context: TrainContext) -> None:
+        """Forms the group.
+
+        Raises:
+            ConfigurationError: torch has no such backend.
+            WorkerStartError: The group did not form in time.
+        """
+        check_installed()
+        from holdfast.torch import group
+
+        group.form(self, context)
+
+    def on_end(self, context: TrainContext) -> None:
+        """Leaves the group."""
+        from holdfast.torch import group
+
+        group.leave(context)
