@@ -5,43 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from holdfast.errors import CheckpointSourceError, StorageError
 from holdfast.persistence import layout
 from holdfast.persistence.retry import RetryPolicy
-from holdfast.persistence.transfer import FileTransfer, UploadStopped, register_file, store_file
+from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
+from holdfast.persistence.transfer import FileTransfer, register_file, store_file
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
 from holdfast.stores.local import LocalStore
 
 _LOG = logging.getLogger("holdfast")
-# Files of this size and above are a task each; smaller ones share one, so that hand-overs between threads do not
-# cost more than the files.
-_OWN_TASK_BYTES = 2 * 1024 * 1024
-_TASK_BYTES = 8 * 1024 * 1024
-_TASK_FILES = 256
-
-Step = Callable[[FileTransfer, StagedFile], StoredFile]
-
-
-class ShardFuture(Future[ShardReceipt]):
-    """A shard on its way. It is done only when no thread touches its files or its target any more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stop_event = threading.Event()
-        self.set_running_or_notify_cancel()
-
-    def cancel(self) -> bool:
-        """Asks the upload to stop soon; the future then ends with an error, as ever after its last thread.
-
-        Returns:
-            Always False, as for every future that runs: it is not over yet.
-        """
-        self.stop_event.set()
-        return False
 
 
 class Uploader:
@@ -133,17 +109,13 @@ class Uploader:
             retry=self._retry,
             stop=future.stop_event,
         )
-        tasks = _split(shard.files)
-        work = _ShardWork(shard, transfer, step, future, num_tasks=len(tasks), ended=self._ended)
+        work = ShardWork(shard, transfer, step, future, ended=self._ended, most_threads=self._threads)
         with self._guard:
             if self._is_closed:
                 future.set_exception(StorageError("The upload did not begin: the run is being closed"))
                 return future
             self._running.add(future)
-            for task in tasks:
-                self._pool.submit(work.run, task)
-        if not tasks:
-            work.finish()
+            work.start(self._pool)
         return future
 
     def _ended(self, future: ShardFuture) -> None:
@@ -151,85 +123,5 @@ class Uploader:
             self._running.discard(future)
 
 
-class _ShardWork:
-    """One shard's files, shared by the threads that store them."""
-
-    def __init__(
-        self,
-        shard: StagedShard,
-        transfer: FileTransfer,
-        step: Step,
-        future: ShardFuture,
-        *,
-        num_tasks: int,
-        ended: Callable[[ShardFuture], None],
-    ) -> None:
-        self._shard = shard
-        self._transfer = transfer
-        self._step = step
-        self._future = future
-        self._ended = ended
-        self._guard = threading.Lock()
-        self._left = num_tasks
-        self._stored: list[StoredFile | None] = [None] * len(shard.files)
-        self._error: BaseException | None = None
-
-    def run(self, task: Sequence[int]) -> None:
-        """Stores the files at some positions; the last task to end resolves the future."""
-        stop = self._future.stop_event
-        try:
-            for position in task:
-                if stop.is_set():
-                    break
-                self._stored[position] = self._step(self._transfer, self._shard.files[position])
-        except BaseException as error:  # noqa: BLE001 - carried by the future
-            with self._guard:
-                self._error = self._error or error
-            stop.set()
-        with self._guard:
-            self._left -= 1
-            is_last = self._left == 0
-        if is_last:
-            self.finish()
-
-    def finish(self) -> None:
-        """Resolves the future."""
-        self._ended(self._future)
-        files = tuple(file for file in self._stored if file is not None)
-        error = self._error
-        if error is None and len(files) < len(self._stored):
-            error = UploadStopped("")
-        if isinstance(error, UploadStopped):
-            error = StorageError(f"The upload of {self._transfer.root!r} was stopped before its end")
-        if error is not None:
-            self._future.set_exception(error)
-            return
-        receipt = ShardReceipt(rank=self._shard.rank, files=files, metadata=self._shard.metadata)
-        self._future.set_result(receipt)
-
-
 def _undigested(transfer: FileTransfer, file: StagedFile) -> StoredFile:
     return transfer.receipt(file, None)
-
-
-def _split(files: Sequence[StagedFile]) -> list[list[int]]:
-    """Positions of the files by task, the largest first, so that no long task begins last."""
-    large = [position for position, file in enumerate(files) if file.size_bytes >= _OWN_TASK_BYTES]
-    large.sort(key=lambda position: -files[position].size_bytes)
-    tasks = [[position] for position in large]
-    task: list[int] = []
-    task_bytes = 0
-    for position, file in enumerate(files):
-        if file.size_bytes >= _OWN_TASK_BYTES:
-            continue
-        task.append(position)
-        task_bytes += file.size_bytes
-        if len(task) >= _TASK_FILES or task_bytes >= _TASK_BYTES:
-            tasks.append(task)
-            task, task_bytes = [], 0
-    if task:
-        tasks.append(task)
-    return tasks
-
-
-__all__ = ["RetryPolicy", "ShardFuture", "Uploader"]

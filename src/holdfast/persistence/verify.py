@@ -69,7 +69,7 @@ def find_damage(
             for file in files
             if checks[file.path] is None and file.kind == "file" and file.digest is not None and is_known(file.digest)
         ]
-        checks.update(_compare_digests(store, prefix, root and str(root), readable))
+        checks.update(_compare_digests(store, prefix, None if root is None else str(root), readable))
     return [Damage(path, reason) for path, reason in checks.items() if reason is not None]
 
 
@@ -122,7 +122,7 @@ def fingerprint(store: Store, prefix: str, manifest: Manifest) -> dict[str, tupl
     root = store.local_path(prefix)
     if root is None:
         return None
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for file in manifest.files:
         try:
             status = os.lstat(f"{root}/{layout.decode_path(file.path)}")
