@@ -38,6 +38,7 @@ from holdfast.worker.shipping import pack
 if TYPE_CHECKING:
     from holdfast.controller.group import Engine
     from holdfast.progress import Progress
+    from holdfast.records import CommittedCheckpoint
     from holdfast.stores.base import Store
 
 logger = logging.getLogger("holdfast")
@@ -129,7 +130,8 @@ class DataParallelTrainer:
         """
         if context.is_inside():
             raise ConfigurationError("fit() was called inside a training function; call it from the script that drives")
-        payload = pack(self.train_loop_per_worker, self.train_loop_config, self.backend_config)
+        in_process = self.scaling_config.num_workers == 0
+        payload = b"" if in_process else pack(self.train_loop_per_worker, self.train_loop_config, self.backend_config)
         name = self.run_config.name or _generated_name(self.train_loop_per_worker)
         root = open_store(
             self.run_config.storage_path
@@ -137,7 +139,13 @@ class DataParallelTrainer:
             else Path(_DEFAULT_STORAGE).expanduser(),
             self.run_config.storage_filesystem,
         )
-        progress = make_progress(self.run_config.progress, name)
+        kept = self.run_config.checkpoint_config
+        progress = make_progress(
+            self.run_config.progress,
+            name,
+            score_attribute=kept.checkpoint_score_attribute,
+            score_order=kept.checkpoint_score_order,
+        )
         try:
             return _Fit(self, payload, name, root, progress).run()
         finally:
@@ -171,12 +179,13 @@ class _Fit:
                 writer.close()
         finally:
             engine.close()
-        return self._conclude(outcome)
+        value = engine.value if isinstance(engine, InProcessEngine) else _unpickled(outcome.value)
+        return self._conclude(outcome, value, writer.checkpoints())
 
     def _make_engine(self) -> Engine:
-        if self._in_process:
-            return InProcessEngine()
         trainer = self._trainer
+        if self._in_process:
+            return InProcessEngine(trainer.train_loop_per_worker, trainer.train_loop_config, trainer.backend_config)
         return LocalEngine(trainer.scaling_config, trainer.backend_config, self._store, self._progress.worker_line)
 
     def _open_run(self) -> RunWriter:
@@ -241,15 +250,17 @@ class _Fit:
 
         return Checkpoint(f"{self._store.url}/{name}")
 
-    def _conclude(self, outcome: Outcome) -> Result:
+    def _conclude(self, outcome: Outcome, value: Any, checkpoints: list[CommittedCheckpoint]) -> Result:
         error = self._error_of(outcome)
         metrics = decode_metrics(outcome.metrics) if outcome.metrics is not None else None
         result = Result.of_run(
             self._store,
             metrics=metrics,
             error=error,
-            return_value=_unpickled(outcome.value),
+            return_value=value,
             checkpoint_config=self._config.checkpoint_config,
+            checkpoints=checkpoints,
+            filesystem=self._config.storage_filesystem,
         )
         if error is None:
             self._progress.finished(f"finished; {self._store.url}")

@@ -244,9 +244,7 @@ def test_no_upload_registers_what_lies_in_the_run(tmp_path):
         path.mkdir(exist_ok=True)
         (path / f"shard-{rank}").write_text("x")
         train.collective.barrier()
-        train.report(
-            {"rank": rank}, Checkpoint(path), checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD
-        )
+        train.report({"rank": rank}, Checkpoint(path), checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD)
 
     result = run(loop, tmp_path)
     assert Path(result.checkpoint.path).name == "direct"
@@ -257,9 +255,7 @@ def test_no_upload_registers_what_lies_in_the_run(tmp_path):
 def test_no_upload_of_a_directory_elsewhere_says_where_it_belongs(tmp_path):
     def loop():
         with tempfile.TemporaryDirectory() as directory:
-            train.report(
-                {}, Checkpoint(directory), checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD
-            )
+            train.report({}, Checkpoint(directory), checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD)
 
     assert "build_checkpoint_path_from_name" in str(failures(loop, tmp_path)[0])
 
@@ -288,9 +284,7 @@ def test_the_local_directory_stays_unless_it_was_given_away(tmp_path):
             directory = tempfile.mkdtemp(dir=tmp_path)
             Path(directory, "model").write_text("weights")
             inode = os.stat(os.path.join(directory, "model")).st_ino
-            train.report(
-                {}, Checkpoint.from_directory(directory), delete_local_checkpoint_after_upload=delete
-            )
+            train.report({}, Checkpoint.from_directory(directory), delete_local_checkpoint_after_upload=delete)
             assert os.path.exists(directory) is not delete
             stored = os.stat(os.path.join(train.get_checkpoint().path, "model"))
             assert (stored.st_ino == inode) is delete  # taken over, not copied

@@ -15,7 +15,8 @@ from holdfast.worker import protocol
 if TYPE_CHECKING:
     from holdfast.controller.observer import RunObserver
     from holdfast.controller.reactor import Reactor
-    from holdfast.persistence.writer import CheckpointWriter, RunWriter
+    from holdfast.persistence.checkpoint_writer import CheckpointWriter
+    from holdfast.persistence.writer import RunWriter
     from holdfast.records import CommittedCheckpoint, ShardReceipt, StagedShard
 
 Ending = Callable[["CommittedCheckpoint | None", "BaseException | None"], None]

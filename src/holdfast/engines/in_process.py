@@ -11,7 +11,7 @@ import os
 import queue
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,10 +19,11 @@ from holdfast.controller.group import Engine, Exit, Listener, WorkerGroup
 from holdfast.engines.local.group import Connection
 from holdfast.worker import protocol
 from holdfast.worker.channel import Channel
-from holdfast.worker.main import execute
+from holdfast.worker.main import Work, execute
 
 if TYPE_CHECKING:
     from holdfast.controller.reactor import Reactor
+    from holdfast.worker.backend import BackendConfig
 
 
 class InProcessGroup(WorkerGroup):
@@ -50,9 +51,15 @@ class InProcessGroup(WorkerGroup):
 
 
 class InProcessEngine(Engine):
-    """Hands jobs to the thread that called `fit()`."""
+    """Hands jobs to the thread that called `fit()`; the function is called as it is, never pickled.
 
-    def __init__(self) -> None:
+    Attributes:
+        value: What the function returned at last.
+    """
+
+    def __init__(self, function: Callable[..., Any], config: dict[str, Any] | None, backend: BackendConfig) -> None:
+        self.value: Any = None
+        self._task = Work(lambda: (function, config, backend), self._keep)
         self._work: queue.SimpleQueue[Callable[[bool], None] | None] = queue.SimpleQueue()
         self._cancelled = False
 
@@ -75,7 +82,7 @@ class InProcessEngine(Engine):
             os.environ.update(job.environment)
             try:
                 if run:
-                    code = execute(job, Channel(theirs), in_own_process=False)
+                    code = execute(job, Channel(theirs), self._task, in_own_process=False)
             finally:
                 for name, value in saved.items():
                     if value is None:
@@ -113,6 +120,10 @@ class InProcessEngine(Engine):
     def close(self) -> None:
         """Lets `run_work` return."""
         self._work.put(None)
+
+    def _keep(self, value: Any) -> None:
+        """The returned value stays the object that it is."""
+        self.value = value
 
     @staticmethod
     def _ended(connection: Connection, listener: Listener, code: int) -> None:

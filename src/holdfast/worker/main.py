@@ -10,6 +10,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -48,7 +49,7 @@ def run_job(connection: socket.socket) -> int:
     if not isinstance(job, protocol.Job):
         return 1
     _settle(job)
-    return execute(job, channel, in_own_process=True)
+    return execute(job, channel, Work(lambda: cloudpickle.loads(job.payload), _pickled), in_own_process=True)
 
 
 def _settle(job: protocol.Job) -> None:
@@ -66,7 +67,20 @@ def _settle(job: protocol.Job) -> None:
         numpy.random.seed()
 
 
-def execute(job: protocol.Job, channel: Channel, *, in_own_process: bool) -> int:
+@dataclass(frozen=True)
+class Work:
+    """What to run, and what to do with its value.
+
+    Attributes:
+        load: Gives the function, its config and the backend.
+        deliver: Takes the returned value; gives what travels to the controller.
+    """
+
+    load: Callable[[], tuple[Callable[..., Any], dict[str, Any] | None, BackendConfig]]
+    deliver: Callable[[Any], bytes | None]
+
+
+def execute(job: protocol.Job, channel: Channel, work: Work, *, in_own_process: bool) -> int:
     """Runs the job's function and reports its end to the controller.
 
     Args:
@@ -75,7 +89,7 @@ def execute(job: protocol.Job, channel: Channel, *, in_own_process: bool) -> int
     state = context.WorkerState(job, channel)
     context.enter(state)
     try:
-        value = _run(job, state)
+        value = _run(work, state)
     except DriverLostError:
         return 1
     except BaseException as error:  # noqa: BLE001 - it travels to the driver
@@ -83,7 +97,7 @@ def execute(job: protocol.Job, channel: Channel, *, in_own_process: bool) -> int
         ending: protocol.Message = _failure(error, interrupted=interrupt)
         code = 1
     else:
-        ending, code, interrupt = protocol.Finished(_pickled(value)), 0, False
+        ending, code, interrupt = protocol.Finished(work.deliver(value)), 0, False
     finally:
         context.leave()
     _flush()
@@ -94,10 +108,8 @@ def execute(job: protocol.Job, channel: Channel, *, in_own_process: bool) -> int
     return code
 
 
-def _run(job: protocol.Job, state: context.WorkerState) -> Any:
-    function: Callable[..., Any]
-    backend: BackendConfig
-    function, config, backend = cloudpickle.loads(job.payload)
+def _run(work: Work, state: context.WorkerState) -> Any:
+    function, config, backend = work.load()
     try:
         backend.on_start(state.context)
         return call_with_config(function, config)

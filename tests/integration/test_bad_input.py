@@ -1,0 +1,254 @@
+"""What a user can get wrong, and what it costs: an error that names it, before anything is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import holdfast as train
+from holdfast import Checkpoint, CheckpointConfig, DataParallelTrainer, FailureConfig, RunConfig, ScalingConfig
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: CheckpointConfig(checkpoint_score_order="best"), "must be 'max' or 'min', not 'best'"),
+        (lambda: CheckpointConfig(num_to_keep=0), "num_to_keep must be at least 1"),
+        (lambda: CheckpointConfig(num_to_keep=1.5), "whole number"),
+        (lambda: ScalingConfig(num_workers=-1), "num_workers must be at least 0"),
+        (lambda: ScalingConfig(num_workers=True), "whole number"),
+        (lambda: ScalingConfig(num_workers=(3, 2)), "minimum above its maximum"),
+        (lambda: ScalingConfig(resources_per_worker={"GPU": 1}), "use_gpu=True"),
+        (lambda: FailureConfig(max_failures=-2), "at least -1"),
+        (lambda: RunConfig(name="a/b"), "'/'"),
+        (lambda: RunConfig(name=".hidden"), "begin with a dot"),
+        (lambda: RunConfig(name=""), "must not be empty"),
+        (lambda: RunConfig(durability="maybe"), "durability"),
+        (lambda: RunConfig(progress="loud"), "progress"),
+        (lambda: RunConfig(storage_path=""), "empty"),
+        (lambda: RunConfig(storage_path=5), "path or URI"),
+        (lambda: RunConfig(failure_config=3), "FailureConfig"),
+        (lambda: RunConfig(worker_runtime_env={"pip": ["x"]}), "pip"),
+        (lambda: DataParallelTrainer(5), "must be a function"),
+        (lambda: DataParallelTrainer(print, train_loop_config=[1]), "must be a dict"),
+        (lambda: DataParallelTrainer(print, datasets={"train": 1}), "datasets"),
+        (lambda: DataParallelTrainer(print, run_config=RunConfig(callbacks=[5])), "UserCallback"),
+    ],
+)
+def test_a_wrong_configuration_fails_where_it_is_written(make, text):
+    with pytest.raises(train.ConfigurationError) as caught:
+        make()
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("call", ["report({})", "get_checkpoint()", "get_context()", "get_all_reported_checkpoints()"])
+def test_outside_a_worker_the_functions_say_where_they_belong(call):
+    with pytest.raises(train.OutsideWorkerError, match=r"fit\(\)"):
+        eval(f"train.{call}", {"train": train})
+
+
+def trainer(function, path, **options):
+    return DataParallelTrainer(
+        function,
+        scaling_config=ScalingConfig(num_workers=options.pop("workers", 1), use_gpu=options.pop("use_gpu", False)),
+        run_config=RunConfig(name="run", storage_path=path, **{"progress": "quiet", **options}),
+    )
+
+
+def test_too_few_gpus_are_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(train.ResourceError, match="needs 2 GPUs"):
+        trainer(print, tmp_path, workers=2, use_gpu=True).fit()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unpicklable_function_names_the_variable(tmp_path):
+    lock = threading.Lock()
+    with pytest.raises(train.SerializationError, match="'lock'"):
+        trainer(lambda: lock, tmp_path).fit()
+
+
+def test_a_storage_path_that_cannot_be_written_fails_before_a_worker_starts(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    started = tmp_path / "started"
+    with pytest.raises(train.StorageError, match="file"):
+        trainer(lambda: started.touch(), file / "below").fit()
+    with pytest.raises(train.StorageError):
+        trainer(lambda: started.touch(), "/proc/holdfast").fit()
+    assert not started.exists()
+
+
+def test_fit_inside_a_function_is_refused(tmp_path):
+    def loop():
+        with pytest.raises(train.ConfigurationError, match="inside a training function"):
+            DataParallelTrainer(print).fit()
+
+    trainer(loop, tmp_path).fit()
+
+
+NAMES = [b"with space", b"new\nline", b"\xff\xfe not utf-8", "Ünïcode".encode(), b"100%", b"%41", b"-rf", b"a" * 255]
+
+
+def test_any_name_that_a_file_system_takes_survives(tmp_path):
+    names = NAMES
+
+    def loop():
+        directory = tempfile.mkdtemp()
+        for name in names:
+            sub = os.path.join(os.fsencode(directory), name[:100] + b".d")
+            os.mkdir(sub)
+            for place in (os.fsencode(directory), sub):
+                with open(os.path.join(place, name), "wb") as file:
+                    file.write(name)
+        train.report({}, Checkpoint(directory), delete_local_checkpoint_after_upload=True)
+
+    result = trainer(loop, tmp_path).fit()
+    assert result.checkpoint.verify() == []
+    copy = os.fsencode(result.checkpoint.to_directory(tmp_path / "copy"))
+    for name in names:
+        for place in (b"", name[:100] + b".d"):
+            with open(os.path.join(copy, place, name), "rb") as file:
+                assert file.read() == name
+
+
+def test_ten_thousand_files(tmp_path):
+    def loop():
+        with tempfile.TemporaryDirectory() as directory:
+            for index in range(10_000):
+                Path(directory, f"{index:05d}").write_bytes(b"%d" % index)
+            train.report({}, Checkpoint.from_directory(directory))
+
+    result = trainer(loop, tmp_path).fit()
+    assert len(result.checkpoint.files()) == 10_000
+    assert Path(result.checkpoint.path, "07777").read_bytes() == b"7777"
+
+
+@pytest.mark.slow
+def test_a_file_of_three_gibibytes(tmp_path):
+    def loop():
+        with tempfile.TemporaryDirectory(dir=tmp_path) as directory:
+            with open(os.path.join(directory, "big"), "wb") as file:
+                for index in range(3 * 64):
+                    file.write(bytes([index]) * (1 << 24))
+            train.report({}, Checkpoint.from_directory(directory))
+
+    result = trainer(loop, tmp_path).fit()
+    assert result.checkpoint.files()[0].size_bytes == 3 << 30
+    assert result.checkpoint.verify() == []
+
+
+def test_modes_links_and_holes_are_kept(tmp_path):
+    """Peer failure 22."""
+
+    def loop():
+        directory = Path(tempfile.mkdtemp())
+        (directory / "run.sh").write_text("#!/bin/sh\n")
+        (directory / "run.sh").chmod(0o750)
+        (directory / "link").symlink_to("run.sh")
+        (directory / "dangling").symlink_to("not-there")
+        with open(directory / "sparse", "wb") as file:
+            file.truncate(1 << 30)
+            file.seek(1 << 29)
+            file.write(b"data")
+        train.report({}, Checkpoint(directory))
+
+    path = Path(trainer(loop, tmp_path).fit().checkpoint.path)
+    assert (path / "run.sh").stat().st_mode & 0o777 == 0o750
+    assert os.readlink(path / "link") == "run.sh"
+    assert os.readlink(path / "dangling") == "not-there"
+    assert (path / "sparse").stat().st_size == 1 << 30
+    assert (path / "sparse").stat().st_blocks * 512 < 1 << 24
+
+
+def test_a_link_that_leads_out_is_refused_by_name(tmp_path):
+    def loop():
+        directory = Path(tempfile.mkdtemp())
+        (directory / "secret").symlink_to("/etc/passwd")
+        train.report({}, Checkpoint(directory))
+
+    with pytest.raises(train.WorkerGroupError) as caught:
+        trainer(loop, tmp_path).fit()
+    error = caught.value.worker_failures[0]
+    assert isinstance(error, train.CheckpointSourceError)
+    assert "secret" in str(error)
+    assert "/etc/passwd" in str(error)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_a_disk_that_fills_up_harms_nothing_that_was_committed(tmp_path, small_disk):
+    def loop(config):
+        for step, size in enumerate((2, 20, 2)):
+            with tempfile.TemporaryDirectory() as directory:
+                with open(os.path.join(directory, "model"), "wb") as file:
+                    file.write(os.urandom(size << 20))
+                try:
+                    train.report({"step": step}, Checkpoint.from_directory(directory))
+                except train.StorageError as error:
+                    assert "full" in str(error) or "space" in str(error)
+                    train.report({"failed": step})
+
+    result = trainer(loop, small_disk).fit()
+    lines = train.Run(small_disk / "run").reports()
+    assert [line["metrics"] for line in lines] == [{"step": 0}, {"failed": 1}, {"step": 2}]
+    assert len(result.best_checkpoints) == 2
+    assert all(problems == [] for problems in train.Run(small_disk / "run").verify().values())
+    left = [p.name for p in (small_disk / "run").iterdir()]
+    assert not [name for name in left if "partial" in name], left
+
+
+def test_a_disk_without_space_for_a_report_ends_the_run_with_an_error(small_disk):
+    def loop():
+        train.report({"a": 1})
+        Path(small_disk, "filler").write_bytes(b"")
+        with open(small_disk / "filler", "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"x" * 4096)
+            except OSError:
+                pass
+        for _ in range(100):
+            train.report({"text": "y" * 1000})
+
+    with pytest.raises(train.WorkerGroupError) as caught:
+        trainer(loop, small_disk).fit()
+    assert isinstance(caught.value.worker_failures[0], train.StorageError)
+    (small_disk / "filler").unlink()
+    assert train.Run(small_disk / "run").reports()[0]["metrics"] == {"a": 1}
+    assert trainer(lambda: train.report({"b": 2}), small_disk).fit().metrics == {"b": 2}
+
+
+def test_the_import_is_fast_and_takes_no_framework_along():
+    code = (
+        "import time, sys; t = time.perf_counter(); import holdfast; d = time.perf_counter() - t; "
+        "print(d, [m for m in ('torch', 'numpy', 'pandas', 'rich', 'ray', 'lightning') if m in sys.modules])"
+    )
+    best = 9.0
+    for _ in range(5):
+        begin = time.perf_counter()
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert time.perf_counter() - begin < 30
+        seconds, loaded = out.split(maxsplit=1)
+        assert loaded.strip() == "[]"
+        best = min(best, float(seconds))
+    assert best < 1.0  # what it takes on a quiet machine stands in docs/benchmarks.md

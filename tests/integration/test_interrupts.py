@@ -1,0 +1,130 @@
+"""Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import holdfast as train
+
+SCRIPT = """
+import os, signal, sys, tempfile, time
+from pathlib import Path
+import holdfast as train
+base, behaviour, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+def loop():
+    for step in range(10**9):
+        try:
+            with tempfile.TemporaryDirectory(dir=base / "tmp") as directory:
+                Path(directory, "step").write_text(str(step) * 1000)
+                train.report({"step": step}, train.Checkpoint.from_directory(directory) if train.get_context().get_world_rank() == 0 else None)
+            (base / "up").touch()
+        except KeyboardInterrupt:
+            if behaviour != "stubborn":
+                raise
+            while True:
+                try:
+                    time.sleep(600)
+                except KeyboardInterrupt:
+                    pass
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+try:
+    train.DataParallelTrainer(loop, scaling_config=train.ScalingConfig(num_workers=workers),
+        run_config=train.RunConfig(name="run", storage_path=base, checkpoint_config=train.CheckpointConfig(num_to_keep=3))).fit()
+except train.TrainingInterrupted as error:
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    print("interrupted", error.signum, error.result.metrics["step"], error.result.checkpoint.path, flush=True)
+"""
+
+
+def start(tmp_path, behaviour="good", workers=2):
+    (tmp_path / "tmp").mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    driver = subprocess.Popen(
+        [sys.executable, script, tmp_path, behaviour, str(workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "up").exists():
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    return driver
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_first_signal_ends_the_run_in_order_and_returns_the_result(tmp_path, signum, workers):
+    """Peer failure 23."""
+    driver = start(tmp_path, workers=workers)
+    tree = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signum)
+    out, err = driver.communicate(timeout=30)
+    word, number, step, path = out.split()[-4:]
+    assert (word, int(number)) == ("interrupted", signum if workers else signal.SIGINT), (out, err)
+    found = train.Run(tmp_path / "run")
+    assert found.latest.checkpoint.path == path
+    assert found.latest.metrics["step"] == int(step)
+    assert all(problems == [] for problems in found.verify().values())
+    assert not [p for p in (tmp_path / "run").iterdir() if "partial" in p.name or "deleting" in p.name]
+    assert list((tmp_path / "tmp").iterdir()) == []  # the workers could unwind
+    assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert driver.returncode == 0
+
+
+def test_the_second_signal_ends_it_at_once(tmp_path):
+    driver = start(tmp_path, "stubborn")
+    driver.send_signal(signal.SIGINT)
+    threading.Event().wait(0.3)
+    assert driver.poll() is None
+    begin = time.monotonic()
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=20)
+    assert "interrupted" in out, (out, err)
+    assert time.monotonic() - begin < 5
+    assert all(problems == [] for problems in train.Run(tmp_path / "run").verify().values())
+
+
+def test_workers_that_do_not_end_are_killed_after_the_grace(tmp_path):
+    script = SCRIPT.replace("storage_path=base,", "storage_path=base, stop_grace_s=0.3,")
+    assert script != SCRIPT
+    (tmp_path / "tmp").mkdir()
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    driver = subprocess.Popen([sys.executable, path, tmp_path, "stubborn", "2"], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "up").exists():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=20)
+    assert "interrupted" in out
+
+
+def test_fit_outside_the_main_thread_leaves_signals_alone(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    results = []
+
+    def fit():
+        trainer = train.DataParallelTrainer(
+            lambda: os.getpid(), run_config=train.RunConfig(name="run", storage_path=tmp_path, progress="quiet")
+        )
+        results.append(trainer.fit())
+
+    thread = threading.Thread(target=fit)
+    thread.start()
+    thread.join(60)
+    assert results[0].return_value != os.getpid()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert Path(results[0].path).is_dir()
