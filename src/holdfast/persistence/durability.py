@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from holdfast.errors import FormatError, StorageError, StoreNotFoundError
@@ -21,6 +22,8 @@ _log = logging.getLogger("holdfast")
 _RETRY_S = 5.0
 _WARN_S = 30.0
 _CLOSE_LIMIT_S = 600.0
+# Each fsync waits for the file system's journal; several at once share one commit of it.
+_THREADS = 8
 
 # What was let go of and stays after all, and the checkpoint that proved to be gone (None: only not flushed).
 OnKept = Callable[[Sequence[CommittedCheckpoint], CommittedCheckpoint | None], None]
@@ -186,20 +189,33 @@ class Durability:
 
     def _flush_all(self, items: Sequence[_Unflushed]) -> bool:
         self._flush_records()
-        for item in items:
-            checkpoint = item.checkpoint
-            if checkpoint.name not in self._unflushed:
-                continue  # let go of meanwhile
-            try:
-                self._flush(item)
-            except (StorageError, FormatError) as error:
-                gone = isinstance(error, StoreNotFoundError) and not self._store.exists(checkpoint.name)
-                self._not_flushed(checkpoint, error, gone=gone)
-                return False
-            with self._changed:
-                if self._unflushed.get(checkpoint.name) is item:
-                    del self._unflushed[checkpoint.name]
+        flushed: list[bool] = []
+        for number, item in enumerate(items):
+            # While training goes on, one at a time: the cores and the journal are the foreground's.
+            if self._closing and len(items) - number >= _THREADS:
+                with ThreadPoolExecutor(_THREADS, thread_name_prefix="holdfast-flush") as pool:
+                    flushed.extend(pool.map(self._flush_one, items[number:]))
+                break
+            flushed.append(self._flush_one(item))
+        return all(flushed)
+
+    def _flush_one(self, item: _Unflushed) -> bool:
+        checkpoint = item.checkpoint
+        if self._unflushed.get(checkpoint.name) is not item:
+            return True  # let go of meanwhile
+        try:
+            self._flush(item)
+        except (StorageError, FormatError) as error:
+            gone = isinstance(error, StoreNotFoundError) and not self._store.exists(checkpoint.name)
+            self._not_flushed(item, error, gone=gone)
+            return False
+        with self._changed:
+            self._forget(item)
         return True
+
+    def _forget(self, item: _Unflushed) -> None:
+        if self._unflushed.get(item.checkpoint.name) is item:
+            del self._unflushed[item.checkpoint.name]
 
     def _flush(self, item: _Unflushed) -> None:
         checkpoint, files = item.checkpoint, item.files
@@ -219,12 +235,13 @@ class Durability:
             raise StoreNotFoundError(f"{child.url} is gone")
         return files_of(manifest, checkpoint.name, metadata=child.exists(layout.METADATA))
 
-    def _not_flushed(self, checkpoint: CommittedCheckpoint, error: Exception, *, gone: bool) -> None:
+    def _not_flushed(self, item: _Unflushed, error: Exception, *, gone: bool) -> None:
         """Drops a checkpoint from the flushes and keeps everything older.
 
         It is not tried again: after one failed fsync the kernel calls the pages clean, and the next fsync would
         succeed without having written them. A later checkpoint that does reach the disk lets the deletions go on.
         """
+        checkpoint = item.checkpoint
         if gone:
             _log.warning("checkpoint %s was removed from %s by someone else", checkpoint.name, self._store.url)
         else:
@@ -233,7 +250,7 @@ class Durability:
                 "is deleted until a later one is flushed", checkpoint.name, error,
             )  # fmt: skip
         with self._changed:
-            self._unflushed.pop(checkpoint.name, None)
+            self._forget(item)
         self._on_kept(self.take_back(), checkpoint if gone else None)
 
     def _delete_all(self, doomed: Sequence[CommittedCheckpoint]) -> bool:
