@@ -98,7 +98,9 @@ def _seek(source: int, offset: int, whence: int, size_bytes: int) -> int:
     try:
         return min(os.lseek(source, offset, whence), size_bytes)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+        if error.errno == errno.ENXIO:  # nothing but a hole up to the end, if that is where it should be
+            if (ends_at := os.fstat(source).st_size) < size_bytes:
+                raise _ended_early(ends_at) from error
             return size_bytes
         if error.errno in (errno.EINVAL, errno.ENOTSUP):  # a file system without holes: all is data
             return offset if whence == os.SEEK_DATA else size_bytes
@@ -108,8 +110,12 @@ def _seek(source: int, offset: int, whence: int, size_bytes: int) -> int:
 def _read_at(source: int, view: memoryview, offset: int) -> int:
     num_bytes = os.preadv(source, [view], offset)
     if num_bytes == 0:
-        raise EndedEarlyError(errno.ENODATA, f"the file ended after {offset} bytes, and should hold more")
+        raise _ended_early(offset)
     return num_bytes
+
+
+def _ended_early(num_bytes: int) -> EndedEarlyError:
+    return EndedEarlyError(errno.ENODATA, f"the file ended after {num_bytes} bytes, and should hold more")
 
 
 def _write_at(target: int, view: memoryview, offset: int) -> None:

@@ -1,0 +1,206 @@
+"""Writes a checkpoint's files into a local directory, each compared with its digest on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from holdfast.errors import DamagedCheckpointError, StorageError, StoreNotFoundError
+from holdfast.persistence import layout
+from holdfast.persistence.digest import FileHasher, is_known
+from holdfast.persistence.verify import select
+from holdfast.records import Manifest, StoredFile
+from holdfast.stores.base import Store
+from holdfast.stores.local import LocalStore
+from holdfast.stores.local_errors import storage_error
+
+_THREADS = 8
+_CHUNK_BYTES = 1024 * 1024
+_PARALLEL_FROM = 2
+
+
+def fetch(store: Store, manifest: Manifest, directory: Path, *, include: Sequence[str] | None = None) -> None:
+    """Fills a directory that is empty, and that nobody takes for a checkpoint yet.
+
+    Holdfast's own files come along where all files do, so that the copy can be verified again.
+
+    Args:
+        store: Rooted at the checkpoint.
+        include: Only the files that match one of these patterns.
+
+    Raises:
+        DamagedCheckpointError: A file is missing, or not what was reported.
+        StorageError: The store or the local disk failed.
+    """
+    files = select(manifest.files, include)
+    target = LocalStore(directory)
+    regular = [file for file in files if file.kind == "file"]
+    if len(regular) < _PARALLEL_FROM:
+        for file in regular:
+            _fetch_file(store, target, file)
+    else:
+        regular.sort(key=lambda file: -file.size_bytes)
+        with ThreadPoolExecutor(min(_THREADS, len(regular)), thread_name_prefix="holdfast-restore") as pool:
+            futures = [pool.submit(_fetch_file, store, target, file) for file in regular]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    for file in files:
+        if file.kind == "directory":
+            target.make_directory(layout.decode_path(file.path))
+    # Links last: no file is ever written through one.
+    for file in files:
+        if file.kind == "symlink":
+            target.put_symlink(layout.decode_path(file.path), layout.decode_path(file.target or ""))
+    own = [layout.METADATA] if include is not None else [layout.METADATA, layout.MANIFEST]
+    for name in own:
+        try:
+            target.write(name, store.read(name))
+        except StoreNotFoundError:
+            continue
+
+
+def copy_to(store: Store, manifest: Manifest, directory: Path, *, include: Sequence[str] | None = None) -> None:
+    """Copies a checkpoint, verified, into a directory.
+
+    A directory that does not exist appears whole, in one step. Into one that exists each file appears whole;
+    other files in it stay.
+
+    Args:
+        store: Rooted at the checkpoint.
+        include: Only the files that match one of these patterns.
+
+    Raises:
+        DamagedCheckpointError: A file is missing, or not what was reported.
+        StorageError: The store or the local disk failed.
+    """
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise StorageError(f"Cannot copy the checkpoint to {str(directory)!r}: it is a file; give a directory")
+    with _scratch_directory(directory) as scratch:
+        fetch(store, manifest, scratch, include=include)
+        try:
+            # Dead before this line: a hidden directory beside the target. After it: the whole checkpoint.
+            os.rename(scratch, directory)
+        except OSError as error:
+            if not directory.is_dir():
+                raise storage_error("copy the checkpoint to", str(directory), error) from error
+            _merge(scratch, directory)
+
+
+@contextlib.contextmanager
+def _scratch_directory(directory: Path) -> Iterator[Path]:
+    """A new directory on the same file system, that is gone afterwards unless it was renamed."""
+    parent = directory if directory.is_dir() else directory.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".holdfast-copy-", dir=parent))
+        # `mkdtemp` lets nobody else in; the result is as open as any directory that the user makes.
+        os.chmod(scratch, 0o777 & ~_umask())
+    except OSError as error:
+        raise storage_error("copy the checkpoint to", str(directory), error) from error
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask; reading it means setting it, so the way that does not is tried first."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass  # no /proc on this system
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _merge(source: Path, directory: Path) -> None:
+    """Moves all files of one directory into another, over what has the same names."""
+    try:
+        # While files of two checkpoints are mixed, no manifest may say that this is one of them.
+        (directory / layout.MANIFEST).unlink(missing_ok=True)
+        for parent, directories, files in os.walk(source):
+            place = directory / os.path.relpath(parent, source)
+            for name in directories:
+                found = Path(parent, name)
+                if found.is_symlink():
+                    files.append(name)
+                else:
+                    (place / name).mkdir(exist_ok=True)
+            for name in files:
+                if parent != str(source) or name != layout.MANIFEST:
+                    # Dead at any of these: each name has the old file or the new one, whole.
+                    os.replace(os.path.join(parent, name), place / name)
+        if (source / layout.MANIFEST).exists():
+            os.replace(source / layout.MANIFEST, directory / layout.MANIFEST)
+    except OSError as error:
+        raise storage_error(
+            "copy the checkpoint to", error.filename2 or error.filename or str(directory), error
+        ) from error
+
+
+def _fetch_file(store: Store, target: LocalStore, file: StoredFile) -> None:
+    key = layout.decode_path(file.path)
+    hasher = FileHasher()
+    place = store.local_path(key)
+    try:
+        if place is not None:
+            _copy_local(str(place), target, key, file, hasher)
+        else:
+            _copy_stream(store, target, key, file, hasher)
+    except StoreNotFoundError as error:
+        raise _damaged(store, file, "missing") from error
+    if file.digest is not None and is_known(file.digest) and hasher.text() != file.digest:
+        raise _damaged(store, file, f"its content changed: {hasher.text()} instead of {file.digest}")
+
+
+def _copy_local(path: str, target: LocalStore, key: str, file: StoredFile, hasher: FileHasher) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    try:
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes != file.size_bytes:
+            raise _damaged(target, file, f"{size_bytes} bytes instead of {file.size_bytes}")
+        target.put_file(key, descriptor, size_bytes=size_bytes, mode=file.mode, hasher=hasher)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_stream(store: Store, target: LocalStore, key: str, file: StoredFile, hasher: FileHasher) -> None:
+    place = str(target.local_path(key))
+    size_bytes = 0
+    with store.open_read(key) as stream:
+        try:
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            with open(place, "xb", buffering=0) as output:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    hasher.update(chunk)
+                    size_bytes += len(chunk)
+                    written = output.write(chunk)
+                    while written < len(chunk):
+                        written += output.write(memoryview(chunk)[written:])
+                os.fchmod(output.fileno(), file.mode)
+        except OSError as error:
+            raise storage_error("write", place, error) from error
+    if size_bytes != file.size_bytes:
+        raise _damaged(store, file, f"{size_bytes} bytes instead of {file.size_bytes}")
+
+
+def _damaged(store: Store, file: StoredFile, reason: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"The checkpoint {store.url!r} is not what was reported: {file.path}: {reason}; use an older one"
+    )
