@@ -72,7 +72,7 @@ class DeviceLoader(DataLoader[T]):
 
     def _one_ahead(self) -> Iterator[T]:
         source = iter(self._base)
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(self._device)
         upcoming = self._copy_next(source, stream)
         while upcoming is not None:
             batch, copied = upcoming
