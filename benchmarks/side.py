@@ -40,13 +40,16 @@ class Side:
     python: str
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def run(self, job: str, *arguments: str, variables: Mapping[str, str] | None = None) -> Outcome:
+    def run(
+        self, job: str, *arguments: str, variables: Mapping[str, str] | None = None, parent: Path | None = None
+    ) -> Outcome:
         """Runs a job in a directory that is gone afterwards.
 
         Args:
             variables: Environment variables for this job alone.
+            parent: Where the directory is made; by default where temporary files go.
         """
-        with job_directory() as directory:
+        with job_directory(parent) as directory:
             usage = run_job(
                 self._command(job, directory, arguments),
                 environment={**self.environment, **(variables or {})},

@@ -28,10 +28,22 @@ else:
 
 
 def loop(config):
-    source, copy = Path(config["directory"], "source"), Path(config["directory"], "copy")
+    source, copy, run = (Path(config["directory"], name) for name in ("source", "copy", "runs/bulk"))
 
     def cp():
         subprocess.run(["cp", "-r", "--reflink=never", str(source), str(copy)], check=True)
+
+    def rest():
+        """Waits until what either library does behind a report (flushing, deleting the one before) is done."""
+        os.sync()
+        deadline, before = time.monotonic() + 60, None
+        while time.monotonic() < deadline:
+            written = [line.split()[9] for line in Path("/proc/diskstats").read_text().splitlines()]
+            now = written, sorted(path.name for path in run.iterdir()) if run.exists() else []
+            if now == before:
+                return
+            before = now
+            time.sleep(0.5)
 
     def report():
         train.report({"loss": 1.0}, checkpoint=train.Checkpoint.from_directory(str(source)))
@@ -43,7 +55,7 @@ def loop(config):
         for action in (cp, report) if round_number % 2 else (report, cp):
             cp()
             shutil.rmtree(copy)
-            os.sync()
+            rest()
             begin = time.perf_counter()
             action()
             times[action].append(time.perf_counter() - begin)

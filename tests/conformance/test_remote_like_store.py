@@ -2,10 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.remote_like_store import RemoteLikeStore
-
 from holdfast.stores.base import Store
 from holdfast.testing.store import StoreContract
+from support.remote_like_store import RemoteLikeStore
 
 
 class TestRemoteLikeStore(StoreContract):

@@ -279,8 +279,14 @@ def test_a_complete_report_is_committed_although_a_rank_dies_meanwhile(tmp_path)
         with open(os.path.join(directory, f"big-{rank}"), "wb") as file:
             file.write(os.urandom(1 << 20) * 100)
         if rank == 1:
-            # Dies while it waits in a report that every rank has reached.
-            threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            run_path = Path(train.get_context().get_storage().experiment_fs_path)
+
+            def die_once_both_are_being_stored():
+                while len(list(run_path.glob(".*.partial-*/big-*"))) < 2:
+                    time.sleep(0.001)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            threading.Thread(target=die_once_both_are_being_stored, daemon=True).start()
         train.report({}, Checkpoint(directory), delete_local_checkpoint_after_upload=True)
         while True:
             time.sleep(0.01)

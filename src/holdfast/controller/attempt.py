@@ -248,8 +248,10 @@ class Attempt:
             self._fail(rank, from_exit(rank, ended))
 
     def _fail(self, rank: int, error: BaseException) -> None:
-        # An error that we gave a rank because another had failed is no failure of its own.
-        if self._ending is not None and (self._stopping or self._ending.text in str(error)):
+        # What we did to a rank because another had failed (a refused call, an interrupt) is no failure of its own.
+        if self._ending is not None and (
+            self._stopping or isinstance(error, KeyboardInterrupt) or self._ending.text in str(error)
+        ):
             self.state.aftermath[rank] = error
         else:
             self.state.failures[rank] = error
