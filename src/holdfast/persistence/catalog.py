@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -81,14 +81,14 @@ def load(store: Store) -> Catalog:
     def read(name: str) -> CommittedCheckpoint | str | None:
         return _read_committed(store, name)
 
-    found: list[CommittedCheckpoint] = []
+    found: dict[str, CommittedCheckpoint] = {}
     for name, result in zip(names, _map(store, read, names), strict=True):
         if isinstance(result, str):
             catalog.problems.append(result)
             catalog.damaged[name] = result
         elif result is not None:
-            found.append(result)
-    for checkpoint in found:
+            found[name] = result
+    for checkpoint in found.values():
         catalog.highest_report = max(catalog.highest_report, checkpoint.report_index)
         catalog.highest_attempt = max(catalog.highest_attempt, checkpoint.attempt)
     _judge(catalog, found)
@@ -139,23 +139,26 @@ def _read_committed(store: Store, name: str) -> CommittedCheckpoint | str | None
     """A checkpoint; or what is wrong with its manifest; or None for a directory that is no checkpoint."""
     key = layout.manifest_key(name)
     try:
-        return decode_committed(store.read(key), f"{store.url}/{key}", name)
+        return decode_committed(store.read(key), f"{store.url}/{key}")
     except StoreNotFoundError:
         return None
     except (FormatError, StorageError) as error:
         return str(error)
 
 
-def _judge(catalog: Catalog, found: Iterable[CommittedCheckpoint]) -> None:
+def _judge(catalog: Catalog, found: Mapping[str, CommittedCheckpoint]) -> None:
     """Tells valid checkpoints from what a stalled driver wrote after it had been replaced."""
     record = catalog.record
     if record is None:
         # No epochs: directories that were copied here by hand. Or the newest record is unreadable, and what it
         # adopted is unknown: to take all is to risk a void one, to take none is to lose the run.
-        catalog.checkpoints = list(found)
+        catalog.checkpoints = [msgspec.structs.replace(checkpoint, name=name) for name, checkpoint in found.items()]
         return
     adopted = {(entry.name, entry.id) for entry in record.adopted}
-    for checkpoint in found:
+    for name, checkpoint in found.items():
+        # A copy that someone made under another name is theirs: no retention may delete it.
+        if checkpoint.name != name:
+            continue
         # An epoch above the newest record: a loss of power took the record, not the checkpoint.
         if checkpoint.epoch >= catalog.epoch or (checkpoint.name, checkpoint.id) in adopted:
             catalog.checkpoints.append(checkpoint)

@@ -64,7 +64,7 @@ def set_aside(store: Store, name: str) -> None:
 def _is_meant(store: Store, name: str, checkpoint_id: str) -> bool:
     key = layout.manifest_key(name)
     try:
-        found = decode_committed(store.read(key), f"{store.url}/{key}", name)
+        found = decode_committed(store.read(key), f"{store.url}/{key}")
     except StoreNotFoundError:
         # Gone, or (without rename) half gone in an earlier try: only our own mark allows to finish that.
         return not store.capabilities.atomic_rename and store.exists(layout.pending_key(name))

@@ -75,18 +75,15 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     return manifest
 
 
-def decode_committed(data: bytes, where: str, name: str) -> CommittedCheckpoint:
+def decode_committed(data: bytes, where: str) -> CommittedCheckpoint:
     """Reads what a listing needs of a manifest; the paths of its files are not looked at.
-
-    Args:
-        name: The directory that the manifest lies in, which is the checkpoint's name even where it was copied.
 
     Raises:
         FormatError: As `decode_manifest`.
     """
     found = _decode(_summary_decoder, data, where)
     return CommittedCheckpoint(
-        name=name,
+        name=found.name,
         id=found.id,
         report_index=found.report_index,
         created=found.created,

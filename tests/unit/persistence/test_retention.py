@@ -66,7 +66,9 @@ def test_the_latest_the_pinned_and_never_a_better_one_in_favour_of_a_worse(score
     assert not plan(kept, policy, pinned=pinned).delete
 
 
-@given(st.lists(_scores, max_size=12), _policies, st.frozensets(st.sampled_from(["c0", "c2", "c5"])), st.integers(0, 12))
+@given(
+    st.lists(_scores, max_size=12), _policies, st.frozensets(st.sampled_from(["c0", "c2", "c5"])), st.integers(0, 12)
+)
 def test_one_by_one_keeps_what_the_plan_over_all_keeps(scores, policy, pinned, opened_with) -> None:
     made = [_made(index, score) for index, score in enumerate(scores)]
     ledger = Ledger(made[:opened_with], policy, pinned)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+from support.failing_store import WatchedStore, refuse
+from support.remote_like_store import RemoteLikeStore
+
+from holdfast.errors import StorageError
+from holdfast.metrics import decode_metrics
+from holdfast.persistence import layout
+from holdfast.persistence.metrics_log import (
+    MetricsLog,
+    encode_line,
+    highest_attempt,
+    highest_report,
+    last_line,
+    read_lines,
+)
+from holdfast.records import EpochRecord
+from holdfast.stores import open_store
+from holdfast.stores.base import Store
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request, tmp_path) -> Store:
+    return open_store(tmp_path) if request.param == "local" else RemoteLikeStore(tmp_path)
+
+
+def _line(report: int, attempt: int = 1, metrics: bytes = b'{"loss":1}', **fields) -> bytes:
+    return encode_line(report, attempt, 12.5, fields.get("checkpoint"), metrics, fields.get("other_ranks"))
+
+
+def _fill(store: Store, reports: range, epoch: int = 1, attempt: int = 1, **options) -> None:
+    log = MetricsLog(store, epoch, attempt, **options)
+    for report in reports:
+        log.append(_line(report, attempt))
+    log.close()
+
+
+def _reports(store: Store, epochs: dict[int, EpochRecord] | None = None) -> list[int]:
+    return [line.report for line in read_lines(store, epochs or {})]
+
+
+def test_what_is_appended_is_what_is_read(store: Store) -> None:
+    log = MetricsLog(store, 1, 3)
+    log.append(_line(1, 3, b'{"a":{"b":[1,null]}}', checkpoint='we"ird', other_ranks=[b'{"a":1}', b"{}"]))
+    log.close()
+    (line,) = read_lines(store, {})
+    assert (line.report, line.attempt, line.time, line.checkpoint) == (1, 3, 12.5, 'we"ird')
+    assert decode_metrics(line.metrics) == {"a": {"b": [1, None]}}
+    assert line.other_ranks is not None
+    assert [decode_metrics(each) for each in line.other_ranks] == [{"a": 1}, {}]
+
+
+def test_a_line_survives_the_death_of_the_process_without_a_close(tmp_path) -> None:
+    store = open_store(tmp_path)
+    log = MetricsLog(store, 1, 1)
+    log.append(_line(1))
+    assert _reports(store) == [1]
+    log.close()
+
+
+def test_segments_roll_and_read_as_one(store: Store) -> None:
+    _fill(store, range(1, 200), segment_bytes=300)
+    assert _reports(store) == list(range(1, 200))
+    assert last_line(store, {}).report == 199
+    assert highest_report(store) == 199
+
+
+def test_attempts_and_drivers_read_in_order(store: Store) -> None:
+    _fill(store, range(5, 7), epoch=2, attempt=2)
+    _fill(store, range(1, 3))
+    _fill(store, range(3, 5), attempt=10)
+    assert _reports(store) == [1, 2, 3, 4, 5, 6]
+    assert highest_attempt(store) == 10
+
+
+def test_a_torn_last_line_is_skipped(store: Store) -> None:
+    _fill(store, range(1, 3))
+    key = layout.segment_key(1, 1, 1)
+    store.write(key, store.read(key) + _line(3)[:20])
+    _fill(store, range(4, 5), attempt=2)
+    assert _reports(store) == [1, 2, 4]
+    assert last_line(store, {}).report == 4
+    store.delete(layout.segment_key(1, 2, 1))
+    assert last_line(store, {}).report == 2
+    assert highest_report(store) == 2
+
+
+def test_zeros_after_a_loss_of_power_are_skipped(store: Store) -> None:
+    _fill(store, range(1, 3))
+    key = layout.segment_key(1, 1, 1)
+    store.write(key, store.read(key) + b"\0" * 4096)
+    assert _reports(store) == [1, 2]
+    assert highest_report(store) == 2
+
+
+def test_what_a_replaced_driver_wrote_after_its_time_is_void(store: Store) -> None:
+    epochs = {1: EpochRecord(epoch=1), 2: EpochRecord(epoch=2, first_attempt=3, first_report=10)}
+    _fill(store, range(1, 4), attempt=1)
+    _fill(store, range(4, 13), attempt=2)  # 10 and above came after the takeover
+    _fill(store, range(7, 9), attempt=3)  # a whole attempt after it
+    _fill(store, range(10, 12), epoch=2, attempt=3)
+    assert _reports(store, epochs) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert highest_report(store) == 12
+
+
+def test_a_line_longer_than_the_tail_is_found(store: Store) -> None:
+    log = MetricsLog(store, 1, 1)
+    log.append(_line(1))
+    log.append(_line(2, metrics=b'{"a":"' + b"x" * 200_000 + b'"}'))
+    log.close()
+    assert last_line(store, {}).report == 2
+
+
+def test_an_empty_log_has_nothing(store: Store) -> None:
+    assert _reports(store) == []
+    assert last_line(store, {}) is None
+    assert (highest_attempt(store), highest_report(store)) == (0, 0)
+
+
+def test_without_append_lines_wait_for_a_flush_and_are_never_lost_by_a_failed_one(tmp_path) -> None:
+    refusing = [True]
+    store = WatchedStore(RemoteLikeStore(tmp_path), refuse(lambda operation, _: refusing[0] and operation == "create"))
+    log = MetricsLog(store, 1, 1)
+    log.append(_line(1))
+    with pytest.raises(StorageError):
+        log.flush()
+    refusing[0] = False
+    log.append(_line(2))
+    log.flush()
+    assert _reports(store) == [1, 2]
+    log.close()
+    assert _reports(store) == [1, 2]
