@@ -53,9 +53,9 @@ def loop(config):
         # Each goes first every other time, on a disk at rest, and into memory that a copy has just been removed from:
         # the first touch of fresh memory costs more than the copying.
         for action in (cp, report) if round_number % 2 else (report, cp):
+            rest()
             cp()
             shutil.rmtree(copy)
-            rest()
             begin = time.perf_counter()
             action()
             times[action].append(time.perf_counter() - begin)
