@@ -131,11 +131,11 @@ def test_many_ranks_that_fail_together_count_once(tmp_path):
 
 def test_an_exception_that_cannot_be_unpickled_still_tells_its_text(tmp_path):
     def loop():
-        class Stubborn(Exception):
+        class StubbornError(Exception):
             def __init__(self, a, b):
                 super().__init__(f"{a} and {b}")
 
-        raise Stubborn("one", "two")
+        raise StubbornError("one", "two")
 
     with pytest.raises(train.WorkerGroupError, match="one and two"):
         run(loop, tmp_path, workers=1)
@@ -174,7 +174,7 @@ train.DataParallelTrainer(loop, scaling_config=train.ScalingConfig(num_workers=2
 
 
 def test_a_driver_killed_in_mid_run_loses_nothing_that_was_reported(tmp_path):
-    """Peer failures 1 and 3: after `report` has returned the checkpoint survives the death of every process."""
+    """After `report` has returned the checkpoint survives the death of every process."""
     script = tmp_path / "script.py"
     script.write_text(DRIVER)
     progress = tmp_path / "out"
@@ -213,7 +213,6 @@ def test_a_driver_killed_in_mid_run_loses_nothing_that_was_reported(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "alter", "manifest"])
 def test_a_damaged_newest_checkpoint_is_skipped_and_the_user_is_told(tmp_path, damage, caplog):
-    """Peer failure 8, guarantee 5."""
     run(counting_loop, tmp_path, config=counting("exception", steps=3, at=99))
     newest = Path(train.Run(tmp_path / "run").latest.checkpoint.path)
     file = newest / (".manifest.json" if damage == "manifest" else "state.json")
@@ -248,8 +247,6 @@ def test_damage_while_the_driver_lives_is_seen_at_the_restart(tmp_path):
 
 
 def test_a_shard_of_a_dead_attempt_never_mixes_with_the_next(tmp_path):
-    """Peer failure 7."""
-
     def loop():
         rank = train.get_context().get_world_rank()
         size = train.get_context().get_world_size()
@@ -297,8 +294,6 @@ def test_a_complete_report_is_committed_although_a_rank_dies_meanwhile(tmp_path)
 
 
 def test_best_two_are_kept_beside_the_latest(tmp_path):
-    """Peer failure 4."""
-
     def loop():
         for score in (3.0, float("nan"), 1.0, None, 2.0, 5.0):
             directory = tempfile.mkdtemp()
@@ -315,8 +310,6 @@ def test_best_two_are_kept_beside_the_latest(tmp_path):
 
 
 def test_two_drivers_never_write_one_run(tmp_path):
-    """Peer failure 9."""
-
     def loop():
         time.sleep(0.01)
         with pytest.raises(train.RunInUseError, match="process"):
@@ -335,3 +328,40 @@ def test_two_drivers_never_write_one_run(tmp_path):
         raise train.RunInUseError(done.stdout)
 
     run(loop, tmp_path, workers=1)
+
+
+def test_a_killed_zygote_is_one_failure_and_the_next_attempt_has_a_new_one(tmp_path):
+    def loop():
+        if train.get_checkpoint() is not None:
+            return "resumed"
+        directory = tempfile.mkdtemp()
+        Path(directory, str(train.get_context().get_world_rank())).write_text("x")
+        train.report({}, Checkpoint(directory), delete_local_checkpoint_after_upload=True)
+        if train.get_context().get_world_rank() == 0:
+            os.kill(os.getppid(), signal.SIGKILL)
+        while True:
+            time.sleep(0.01)
+
+    assert run(loop, tmp_path, max_failures=1).return_value == "resumed"
+
+
+def test_an_idle_zygote_that_was_killed_is_replaced(tmp_path):
+    import psutil
+
+    run(lambda: None, tmp_path)
+    for process in psutil.Process().children():
+        process.kill()
+        process.wait()
+    assert run(lambda: 5, tmp_path).return_value == 5
+
+
+def test_what_was_reported_asynchronously_is_there_although_the_function_raises_next(tmp_path):
+    def loop():
+        directory = tempfile.mkdtemp()
+        Path(directory, "model").write_bytes(b"x" * (1 << 24))
+        train.report({}, Checkpoint(directory), checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC)
+        raise RuntimeError("right after")
+
+    with pytest.raises(train.WorkerGroupError) as caught:
+        run(loop, tmp_path, workers=1)
+    assert caught.value.result.checkpoint.verify() == []

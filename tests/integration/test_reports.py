@@ -29,7 +29,7 @@ def failures(function, tmp_path, workers=2, **options):
 
 
 def names(tmp_path):
-    return sorted(p.name for p in (tmp_path / "run").iterdir() if not p.name == ".holdfast")
+    return sorted(p.name for p in (tmp_path / "run").iterdir() if p.name != ".holdfast")
 
 
 def test_some_ranks_report_files_and_rank_zero_none(tmp_path):
@@ -53,8 +53,6 @@ def test_some_ranks_report_files_and_rank_zero_none(tmp_path):
 
 
 def test_after_a_report_every_rank_sees_the_same_latest_checkpoint(tmp_path):
-    """Peer failure 21."""
-
     def loop():
         rank = train.get_context().get_world_rank()
         for step in range(3):
@@ -71,8 +69,6 @@ def test_after_a_report_every_rank_sees_the_same_latest_checkpoint(tmp_path):
 
 
 def test_the_same_name_with_other_bytes_from_two_ranks_is_an_error(tmp_path):
-    """Peer failure 8."""
-
     def loop():
         rank = train.get_context().get_world_rank()
         with tempfile.TemporaryDirectory() as directory:
@@ -86,8 +82,6 @@ def test_the_same_name_with_other_bytes_from_two_ranks_is_an_error(tmp_path):
 
 
 def test_a_rank_that_returns_ends_the_others_wait_at_once(tmp_path):
-    """Peer failure 15."""
-
     def loop():
         for step in range(3):
             if train.get_context().get_world_rank() == 1 and step == 2:
@@ -142,8 +136,6 @@ def test_a_rank_that_never_comes_ends_the_wait_at_its_limit(tmp_path):
 
 
 def test_metrics_are_those_at_the_call(tmp_path):
-    """Peer failures 10 and 12."""
-
     def loop():
         import numpy
 
@@ -208,8 +200,6 @@ def test_a_checkpoint_without_a_file_is_refused_and_one_empty_rank_is_not(tmp_pa
 
 
 def test_a_chosen_name_is_kept_and_cannot_be_used_twice(tmp_path):
-    """Peer failure 6."""
-
     def loop():
         for step in range(2):
             with tempfile.TemporaryDirectory() as directory:

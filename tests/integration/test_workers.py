@@ -220,3 +220,28 @@ def test_fit_leaves_no_process_but_the_idle_zygote_and_no_temporary_file(tmp_pat
     assert psutil.Process().num_fds() <= descriptors + 2  # the warm zygote's socket and its error file
     assert list(temporary.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("how", ["-c", "stdin", "interactive"])
+def test_functions_travel_from_wherever_python_reads_them(tmp_path, how):
+    lines = [
+        "import holdfast as train",
+        "OFFSET = 41",
+        "def loop(config): train.report({'x': config['x'] + OFFSET})",
+        "",
+        "c = train.RunConfig(storage_path=" + repr(str(tmp_path)) + ", progress='quiet')",
+        "t = train.DataParallelTrainer(loop, train_loop_config={'x': 1}, run_config=c)",
+        "print('found', t.fit().metrics['x'])",
+        "",
+    ]
+    text = "\n".join(lines)
+    arguments = {"-c": ["-c", text], "stdin": ["-"], "interactive": ["-i", "-q"]}[how]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input="" if how == "-c" else text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "found 42" in done.stdout, done.stderr
