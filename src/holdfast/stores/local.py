@@ -15,7 +15,7 @@ from holdfast.stores.local_copy import copy_bytes
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.local_lock import take_lock
 from holdfast.stores.local_sync import sync_directory
-from holdfast.stores.local_tree import list_tree, remove_tree
+from holdfast.stores.local_tree import list_tree, make_directories, remove_tree
 from holdfast.stores.local_write import LocalAppend, temporary_name, unlink_quietly, write_new
 
 _CAPABILITIES = Capabilities(
@@ -66,7 +66,7 @@ class LocalStore(Store):
     def prepare(self) -> None:
         """Makes the directory, and writes and removes a probe file in it."""
         try:
-            os.makedirs(self._root, exist_ok=True)
+            make_directories(self._root)
         except (FileExistsError, NotADirectoryError) as error:
             raise StorageError(
                 f"Cannot use {self._root!r} for storage: it, or a directory above it, is a file; "
@@ -173,7 +173,7 @@ class LocalStore(Store):
         """Makes it with its parents; one that is there already will do."""
         path = self._path(key)
         try:
-            os.makedirs(path, exist_ok=True)
+            make_directories(path)
         except NotADirectoryError as error:
             raise StoreExistsError(f"Cannot make the directory {path!r}: a part of the path is a file") from error
         except OSError as error:
@@ -249,7 +249,7 @@ class LocalStore(Store):
     def _make_parents(self, path: str) -> None:
         parent = os.path.dirname(path)
         try:
-            os.makedirs(parent, exist_ok=True)
+            make_directories(parent)
         except OSError as error:
             raise self._blocked(path) or storage_error("make the directory", parent, error) from error
 

@@ -51,6 +51,33 @@ def _entry(entry: os.DirEntry[str], prefix: str) -> StoreEntry | None:
     )
 
 
+def make_directories(path: str) -> None:
+    """Makes a directory and its missing parents, however many (`os.makedirs` recurses); safe against others' doing so.
+
+    Raises:
+        OSError: As `os.makedirs(path, exist_ok=True)`.
+    """
+    missing = []
+    while not _make_directory(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        if not _make_directory(directory):
+            raise FileNotFoundError(errno.ENOENT, "its parent was removed meanwhile", directory)
+
+
+def _make_directory(path: str) -> bool:
+    """False where the parent is missing."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def remove_tree(path: str) -> None:
     """Removes a directory (or a file) and all below it, whatever part of it is gone already.
 
