@@ -66,7 +66,6 @@ def start(tmp_path, behaviour="good", workers=2):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_first_signal_ends_the_run_in_order_and_returns_the_result(tmp_path, signum, workers):
-    """Peer failure 23."""
     driver = start(tmp_path, workers=workers)
     tree = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signum)
