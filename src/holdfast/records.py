@@ -186,7 +186,7 @@ class Note(Record, frozen=True):
         damaged: Why recovery skipped it, or None.
         pinned: Retention must not delete it.
         validation: `pending`, `validated`, `failed` or `timeout`; None where none was asked for.
-        validation_metrics: Stored JSON that joins the checkpoint's metrics.
+        validation_metrics: Stored JSON that joins the checkpoint's metrics; `null` where there is none.
     """
 
     id: str = ""
@@ -194,7 +194,7 @@ class Note(Record, frozen=True):
     damaged: str | None = None
     pinned: bool = False
     validation: str | None = None
-    validation_metrics: msgspec.Raw | None = None
+    validation_metrics: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class ReportLine(Record, frozen=True):

@@ -139,7 +139,7 @@ class Run:
 
     def _reported(self, committed: CommittedCheckpoint, note: Note | None) -> ReportedCheckpoint:
         metrics = decode_metrics(committed.metrics)
-        if note is not None and note.validation_metrics is not None:
+        if note is not None and bytes(note.validation_metrics) != b"null":
             metrics |= decode_metrics(note.validation_metrics)
         status = _STATUS.get(note.validation or "", CheckpointStatus.COMMITTED) if note else CheckpointStatus.COMMITTED
         return ReportedCheckpoint(self._checkpoint(committed.name), metrics, status)

@@ -52,12 +52,11 @@ def report(
     encoded = encode_metrics(dict(metrics or {}))
     checkpoint = writer.begin_checkpoint(name or layout.checkpoint_name(index), index)
     try:
-        futures = []
+        receipts = []
         for rank, contents in enumerate(shards):
             root = source / f"report-{index}-rank-{rank}"
             write_files(root, contents)
-            futures.append(checkpoint.store_shard(stage(root, rank, adopt=adopt)))
-        receipts = [future.result() for future in futures]
+            receipts.append(checkpoint.store_shard(stage(root, rank, adopt=adopt)).result())
         attempt = writer.first_attempt
         committed = checkpoint.commit(receipts, metrics=encoded, world_size=len(shards), attempt=attempt)
     except BaseException:

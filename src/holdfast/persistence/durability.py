@@ -152,7 +152,8 @@ class Durability:
         self._changed.notify_all()
 
     def _run(self) -> None:
-        while True:
+        last_tries = 2
+        while last_tries:
             with self._changed:
                 if not self._await_work():
                     return
@@ -163,7 +164,7 @@ class Durability:
             with self._changed:
                 self._retry_at_s = 0.0 if clean else time.monotonic() + _RETRY_S
                 if last and not clean:
-                    return
+                    last_tries -= 1
 
     def _await_work(self) -> bool:
         """Waits, with the condition held; False when there will be no more."""
@@ -200,9 +201,9 @@ class Durability:
         return all(flushed)
 
     def _flush_one(self, item: _Unflushed) -> bool:
+        # Also where it was let go of since the round began: what is deleted at the round's end relies on it, and on no
+        # later one that has not had its turn.
         checkpoint = item.checkpoint
-        if self._unflushed.get(checkpoint.name) is not item:
-            return True  # let go of meanwhile
         try:
             self._flush(item)
         except (StorageError, FormatError) as error:
@@ -223,7 +224,7 @@ class Durability:
             files = self._list_files(checkpoint)
         if files:
             self._store.sync(checkpoint.name, files)
-        if item.marks and checkpoint.name in self._unflushed:
+        if item.marks and self._unflushed.get(checkpoint.name) is item:
             # Dying on the next line leaves a durable checkpoint that nobody calls so: its digests will be read.
             self._notes.update(checkpoint, durable=True)
             self._on_durable(checkpoint)

@@ -4,8 +4,6 @@ import shutil
 import time
 
 import pytest
-from support.remote_like_store import RemoteLikeStore
-from support.runs import open_run, report, write_files
 
 from holdfast.persistence import layout
 from holdfast.persistence.catalog import load
@@ -13,6 +11,8 @@ from holdfast.persistence.manifest import encode_manifest
 from holdfast.records import Manifest, StoredFile
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
+from support.remote_like_store import RemoteLikeStore
+from support.runs import open_run, report, write_files
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from support.failing_store import WatchedStore, refuse
-from support.remote_like_store import RemoteLikeStore
 
 from holdfast.errors import CheckpointExistsError, StorageError
 from holdfast.persistence import layout
@@ -11,6 +9,8 @@ from holdfast.persistence.manifest import read_manifest
 from holdfast.records import Manifest, StoredFile
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
+from support.failing_store import WatchedStore, refuse
+from support.remote_like_store import RemoteLikeStore
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from support.failing_store import WatchedStore, refuse
-from support.remote_like_store import RemoteLikeStore
-from support.runs import hidden, names, open_run, report, visible, write_files
-
 from holdfast.persistence import layout
 from holdfast.persistence.garbage import collect
 from holdfast.stores import open_store
+from support.failing_store import WatchedStore, refuse
+from support.remote_like_store import RemoteLikeStore
+from support.runs import hidden, names, open_run, report, visible, write_files
 
 
 def _tree(root) -> list[str]:

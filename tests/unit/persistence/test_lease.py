@@ -5,9 +5,6 @@ import sys
 
 import msgspec
 import pytest
-from support.failing_store import WatchedStore
-from support.remote_like_store import RemoteLikeStore
-from support.runs import names, open_run, read_json, report
 
 from holdfast.errors import FormatError, RunInUseError, StoreExistsError
 from holdfast.persistence import layout
@@ -15,6 +12,9 @@ from holdfast.persistence.lease import acquire, current_driver
 from holdfast.persistence.opening import survey
 from holdfast.records import EpochRecord
 from holdfast.stores import open_store
+from support.failing_store import WatchedStore
+from support.remote_like_store import RemoteLikeStore
+from support.runs import names, open_run, read_json, report
 
 
 def _acquire(store, holder="me"):

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from support.failing_store import WatchedStore, refuse
-from support.remote_like_store import RemoteLikeStore
 
 from holdfast.errors import StorageError
 from holdfast.metrics import decode_metrics
@@ -18,6 +16,8 @@ from holdfast.persistence.metrics_log import (
 from holdfast.records import EpochRecord
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
+from support.failing_store import WatchedStore, refuse
+from support.remote_like_store import RemoteLikeStore
 
 
 @pytest.fixture(params=["local", "remote"])
