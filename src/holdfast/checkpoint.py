@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -116,6 +114,7 @@ class Checkpoint:
             self._check_bytes(include)
             yield str(local)
             return
+        # Here and not above: `import holdfast` is quick because what few scripts call is loaded when it is called.
         from holdfast.persistence.restore import shared_copy
 
         with shared_copy(self._store, self._manifest_or_listing(), include=include) as directory:
@@ -136,10 +135,12 @@ class Checkpoint:
             DamagedCheckpointError: Its bytes are not those that were reported; the text names the file.
             StorageError: The directory cannot be written.
         """
-        from holdfast.persistence.restore import copy_to
+        from holdfast.persistence.download import copy_to
 
         if path is None:
-            target = os.path.join(tempfile.gettempdir(), f"holdfast-checkpoint-{uuid.uuid4().hex}")
+            import tempfile
+
+            target = os.path.join(tempfile.gettempdir(), f"holdfast-checkpoint-{os.urandom(16).hex()}")
         else:
             target = os.path.abspath(os.path.expanduser(os.fspath(path)))
         self._require()

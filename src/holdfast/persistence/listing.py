@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 
 from holdfast.persistence import layout
+from holdfast.persistence.digest import FileHasher
 from holdfast.records import Manifest, StoredFile
 from holdfast.stores.base import Store
 
@@ -39,5 +39,6 @@ def list_files(store: Store) -> tuple[StoredFile, ...]:
 def listed_manifest(store: Store) -> Manifest:
     """A manifest in the place of a missing one; its id changes with the names, sizes and times of the files."""
     state = sorted((entry.key, entry.size_bytes, entry.mtime_s) for entry in store.list(recursive=True))
-    text = repr(state).encode("utf-8", "surrogateescape")
-    return Manifest(id=hashlib.sha256(text).hexdigest()[:32], files=list_files(store))
+    hasher = FileHasher()
+    hasher.update(repr(state).encode("utf-8", "surrogateescape"))
+    return Manifest(id=hasher.text(), files=list_files(store))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import threading
 import time
 from types import TracebackType
@@ -130,7 +129,7 @@ def take_lock(path: str, description: str) -> FileLock | str:
         try:
             lock = try_lock(path)
             if lock is not None:
-                lock.write_text(f"{os.getpid()}@{socket.gethostname()}\n{description}\n")
+                lock.write_text(f"{os.getpid()}@{os.uname().nodename}\n{description}\n")
                 return lock
             holder, text = _read_text(path)
         except OSError as error:
@@ -157,7 +156,7 @@ def _read_text(path: str) -> tuple[str, str]:
 def _is_dead(holder: str) -> bool:
     """Whether the `pid@host` at the head of a lock's text is known to be gone (unknown: no)."""
     pid, _, host = holder.partition("@")
-    if host != socket.gethostname() or not pid.isdigit():
+    if host != os.uname().nodename or not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import secrets
 
 from holdfast.stores.base import AppendHandle
 from holdfast.stores.local_errors import storage_error
 
 _TEMPORARY = re.compile(r"^\.holdfast-[0-9a-f]+-\d+-\d+\.tmp$")
-_tag = secrets.token_hex(4)
+_tag = os.urandom(4).hex()
 _counter = itertools.count()
 
 

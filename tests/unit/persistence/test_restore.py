@@ -65,7 +65,8 @@ def test_threads_share_one_download(tmp_path: Path) -> None:
             return content(directory) == content(tmp_path / "source")
 
     with ThreadPoolExecutor(8) as pool:
-        assert all([future.result(LIMIT_S) for future in [pool.submit(read) for _ in range(8)]])
+        futures = [pool.submit(read) for _ in range(8)]
+        assert all(future.result(LIMIT_S) for future in futures)
     assert downloads(tmp_path) == len(manifest.files)
     assert left_over(tmp_path) == []
 

@@ -322,7 +322,7 @@ def test_closing_ends_what_is_on_its_way(tmp_path: Path, source: Path) -> None:
     uploader.close()
     with pytest.raises(StorageError, match="being closed"):
         uploader.store_shard(stage(source, 0), store, "p").result(LIMIT_S)
-    assert [thread.name for thread in threading.enumerate() if "holdfast" in thread.name] == []
+    assert [thread.name for thread in threading.enumerate() if "holdfast-upload" in thread.name] == []
 
 
 def test_slow_stores_get_more_threads(tmp_path: Path, uploader: Uploader) -> None:
