@@ -172,7 +172,7 @@ def test_the_rendezvous_is_open_to_this_machine_only(tmp_path: Path) -> None:
 
 def test_functions_that_return_at_once_do_not_fail_those_that_still_connect(tmp_path: Path) -> None:
     for _ in range(5):
-        assert run(lambda: "done", tmp_path, workers=4).return_value == "done"
+        assert run(lambda: "done", tmp_path, workers=8).return_value == "done"
 
 
 def test_a_model_that_outlives_its_group_hangs_nobody(tmp_path: Path) -> None:

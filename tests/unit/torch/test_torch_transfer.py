@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict, UserDict, namedtuple
 from typing import Any
 
+import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
+from holdfast.torch import transfer
 from holdfast.torch.transfer import DeviceLoader, move
 
 META = torch.device("meta")
@@ -78,3 +81,41 @@ def test_a_subclass_keeps_its_methods() -> None:
             return "mine"
 
     assert DeviceLoader(Named(TensorDataset(torch.zeros(1))), META, ahead=False).name() == "mine"
+
+
+def test_the_next_batch_is_copied_before_this_one_is_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for CUDA's streams: the order in which work is queued is what keeps memory from being reused."""
+    told: list[str] = []
+
+    class Stream:
+        def __init__(self, device: object = None, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            told.append(f"{self.name} waits for {other.name}")
+
+        def wait_event(self, event: str) -> None:
+            told.append(f"{self.name} waits for {event}")
+
+        def record_event(self) -> str:
+            copied = sum(line.startswith("copy") for line in told)
+            told.append(f"copy {copied}")
+            return f"copy {copied}"
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(name="main"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(transfer, "move", lambda batch, device: batch)
+    loader = DeviceLoader(DataLoader(range(2), batch_size=1), torch.device("cuda", 0), ahead=True)  # type: ignore[arg-type]
+    for batch in loader:
+        told.append(f"trains on {batch.item()}")  # noqa: PERF401 - iterating writes to the same list
+    assert told == [
+        "side waits for main",
+        "copy 0",
+        "side waits for main",
+        "copy 1",
+        "main waits for copy 0",
+        "trains on 0",
+        "main waits for copy 1",
+        "trains on 1",
+    ]
