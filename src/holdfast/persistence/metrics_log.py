@@ -136,7 +136,11 @@ class MetricsLog:
             self._handle.close()
             self._handle = None
             self._size_bytes = 0
-            self._store.sync(layout.METRICS, [self._key()])
+            try:
+                self._store.sync(layout.METRICS, [self._key()])
+            except StorageError as error:
+                # The lines are written and readable; only a loss of power could still take them.
+                _log.warning("the last reports could not be flushed to disk: %s", error)
 
     def _key(self) -> str:
         return layout.segment_key(self._epoch, self._attempt, self._segment)
