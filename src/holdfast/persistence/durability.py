@@ -20,6 +20,9 @@ from holdfast.stores.base import Store
 
 _log = logging.getLogger("holdfast")
 _RETRY_S = 5.0
+# A round begins at most so often: of checkpoints that come faster, those that retention lets go of meanwhile cost neither
+# a flush nor a note, and the cores are the training's.
+_PACE_S = 0.05
 _WARN_S = 30.0
 _CLOSE_LIMIT_S = 600.0
 # Each fsync waits for the file system's journal; several at once share one commit of it.
@@ -75,6 +78,8 @@ class Durability:
         self._deleting: str | None = None
         self._closing = False
         self._retry_at_s = 0.0
+        self._next_round_s = 0.0
+        self._waits_for_work = False
         self._thread: threading.Thread | None = None
 
     def committed(
@@ -149,7 +154,8 @@ class Durability:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="holdfast-durability", daemon=True)
             self._thread.start()
-        self._changed.notify_all()
+        if self._waits_for_work:  # else it looks by itself when its pause is over
+            self._changed.notify_all()
 
     def _run(self) -> None:
         last_tries = 2
@@ -162,22 +168,29 @@ class Durability:
             flushed = self._flush_all(flushing)
             clean = self._delete_all(doomed) if flushed else True
             with self._changed:
-                self._retry_at_s = 0.0 if clean else time.monotonic() + _RETRY_S
+                now_s = time.monotonic()
+                self._retry_at_s = 0.0 if clean else now_s + _RETRY_S
+                self._next_round_s = now_s + _PACE_S
                 if last and not clean:
                     last_tries -= 1
 
     def _await_work(self) -> bool:
         """Waits, with the condition held; False when there will be no more."""
-        while True:
-            if self._unflushed or self._records or self._closing:
-                return bool(self._unflushed or self._records or self._doomed)
-            if not self._doomed:
+        while not self._closing:
+            if self._unflushed or self._records:
+                due_s = self._next_round_s
+            elif self._doomed:
+                due_s = max(self._next_round_s, self._retry_at_s)
+            else:
+                self._waits_for_work = True
                 self._changed.wait()
+                self._waits_for_work = False
                 continue
-            pause_s = self._retry_at_s - time.monotonic()
+            pause_s = due_s - time.monotonic()
             if pause_s <= 0:
                 return True
             self._changed.wait(pause_s)
+        return bool(self._unflushed or self._records or self._doomed)
 
     def _flush_records(self) -> None:
         records, self._records = self._records, ()
