@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 def main() -> int:
     """Runs what was asked for; the exit code says whether every job could be run."""
     options = _parse()
+    # As Ctrl-C does, so that no job outlives us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = [measure for measure in MEASURES if not options.only or measure.name in options.only]
     if options.plan:
         print("\n".join(f"{measure.name:10} {measure.title}" for measure in chosen))

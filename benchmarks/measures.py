@@ -149,12 +149,14 @@ def _bulk(num_files: int, file_bytes: int, parent: Path | None = None) -> Callab
         arguments = (str(num_files), str(file_bytes), "4")
         own: Any = us.run("bulk.py", *arguments, parent=parent).times
         copies = list(own["cp_s"])
-        found = {"ours_s": statistics.median(own["report_s"])}
+        found = {"ours_s": statistics.median(own["committed_s"])}
         if peer is not None:
-            # Without polling, so that only the copying is compared.
-            other: Any = peer.run("bulk.py", *arguments, variables=NO_POLLING, parent=parent).times
-            found["peer_unpolled_s"] = statistics.median(other["report_s"])
-            copies += other["cp_s"]
+            other: Any = peer.run("bulk.py", *arguments, parent=parent).times
+            found["peer_s"] = statistics.median(other["committed_s"])
+            unpolled: Any = peer.run("bulk.py", *arguments, variables=NO_POLLING, parent=parent).times
+            found["peer_unpolled_s"] = statistics.median(unpolled["committed_s"])
+            found["peer_call_alone_s"] = statistics.median(other["call_s"] + unpolled["call_s"])
+            copies += other["cp_s"] + unpolled["cp_s"]
         found["cp_s"] = statistics.median(copies)
         return found
 
@@ -209,12 +211,12 @@ MEASURES: tuple[Measure, ...] = (
         "large",
         "SYNC report of 1 GiB to the same file system, source kept, digest included",
         _bulk(1, GIB),
-        (Limit("ours_s", at_most=1.15, of="cp_s"), Limit("ours_s", at_most=1.0, of="peer_unpolled_s")),
+        (Limit("ours_s", at_most=1.15, of="cp_s"), Limit("ours_s", at_most=1.0, of="peer_s")),
     ),
     Measure(
         "many",
         "SYNC report of 5,000 files of 4 KiB, in memory (tmpfs)",
         _bulk(5000, 4096, MEMORY if MEMORY.is_dir() else None),
-        (Limit("ours_s", at_most=0.5, of="peer_unpolled_s"),),
+        (Limit("ours_s", at_most=0.5, of="peer_s"),),
     ),
 )

@@ -2,7 +2,8 @@
 
 python bulk.py (holdfast|ray) DIRECTORY NUM_FILES FILE_BYTES REPEATS
 
-Writes `times.json`: seconds a report, and seconds a copy by `cp --reflink=never`.
+Writes `times.json`: seconds until `report` returned, until the checkpoint was registered, and a copy by
+`cp --reflink=never`.
 """
 
 import json
@@ -45,10 +46,21 @@ def loop(config):
             before = now
             time.sleep(0.5)
 
+    def snapshot():
+        file = run / "checkpoint_manager_snapshot.json"
+        return file.stat().st_mtime_ns if file.exists() else None
+
     def report():
+        before = snapshot()
         train.report({"loss": 1.0}, checkpoint=train.Checkpoint.from_directory(str(source)))
+        returned.append(time.perf_counter())
+        # The peer's call returns once the files are copied; the file by which it knows its checkpoints changes later.
+        deadline = time.monotonic() + 60
+        while library == "ray" and snapshot() == before and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     times = {cp: [], report: []}
+    calls, returned = [], []
     for round_number in range(config["repeats"] + 1):
         # Each goes first every other time, on a disk at rest, and into memory that a copy has just been removed from:
         # the first touch of fresh memory costs more than the copying.
@@ -59,9 +71,11 @@ def loop(config):
             begin = time.perf_counter()
             action()
             times[action].append(time.perf_counter() - begin)
+            if action is report:
+                calls.append(returned[-1] - begin)
             shutil.rmtree(copy, ignore_errors=True)
     # The first round warms the page cache and the process.
-    result = {"report_s": times[report][1:], "cp_s": times[cp][1:]}
+    result = {"call_s": calls[1:], "committed_s": times[report][1:], "cp_s": times[cp][1:]}
     Path(config["directory"], "times.json").write_text(json.dumps(result))
 
 
