@@ -79,6 +79,7 @@ class Durability:
         self._closing = False
         self._retry_at_s = 0.0
         self._next_round_s = 0.0
+        self._awaited = 0
         self._waits_for_work = False
         self._thread: threading.Thread | None = None
 
@@ -127,7 +128,12 @@ class Durability:
     def await_deleted(self, name: str, timeout_s: float) -> bool:
         """Waits until nothing of that name is left to delete; False after `timeout_s`."""
         with self._changed:
-            return self._changed.wait_for(lambda: name not in self._doomed, timeout_s)
+            self._awaited += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(lambda: name not in self._doomed, timeout_s)
+            finally:
+                self._awaited -= 1
 
     def close(self) -> None:
         """Finishes what is open, tries once more what failed, and ends the thread; safe to repeat."""
@@ -177,10 +183,12 @@ class Durability:
     def _await_work(self) -> bool:
         """Waits, with the condition held; False when there will be no more."""
         while not self._closing:
+            # No pace where a report waits for a name to become free.
+            paced_s = 0.0 if self._awaited else self._next_round_s
             if self._unflushed or self._records:
-                due_s = self._next_round_s
+                due_s = paced_s
             elif self._doomed:
-                due_s = max(self._next_round_s, self._retry_at_s)
+                due_s = max(paced_s, self._retry_at_s)
             else:
                 self._waits_for_work = True
                 self._changed.wait()

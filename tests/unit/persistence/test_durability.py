@@ -168,6 +168,15 @@ def test_a_name_that_was_let_go_of_is_free_again_and_its_new_holder_lives(tmp_pa
         assert [entry.key for entry in store.list("a", recursive=True)] == []
 
 
+def test_a_report_that_waits_for_its_name_is_not_held_up_by_the_pace(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("holdfast.persistence.durability._PACE_S", 600.0)
+    writer = open_run(tmp_path / "run", CheckpointConfig(1))
+    for number in range(6):
+        report(writer, tmp_path, {"f": b"1"}, name="ab"[number % 2])
+    writer.close()
+    assert visible(tmp_path / "run") == ["b"]
+
+
 def test_a_directory_that_took_a_doomed_name_is_not_deleted(tmp_path, caplog) -> None:
     gate = _Gate()
     run = tmp_path / "run"

@@ -19,6 +19,7 @@ from holdfast.persistence.catalog import load
 from holdfast.persistence.manifest import read_manifest
 from holdfast.persistence.metrics_log import read_lines
 from holdfast.persistence.staging import stage
+from holdfast.persistence.verify import find_damage
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
 from support.failing_store import WatchedStore, refuse
@@ -345,3 +346,44 @@ def test_the_three_thousandth_kept_checkpoint_costs_what_the_tenth_did(tmp_path)
     early, late = sorted(spans[:100])[50], sorted(spans[-100:])[50]
     assert late < 3 * early
     assert late < 2e-3
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 50])
+def test_bytes_that_a_loss_of_power_took_before_they_were_flushed_are_detected(tmp_path, left: bytes) -> None:
+    run = tmp_path / "run"
+    never = refuse(lambda operation, key: operation == "sync" and key == "checkpoint_000002")
+    writer = open_run(WatchedStore(open_store(run), never))
+    report(writer, tmp_path, {"f": b"1" * 50})
+    report(writer, tmp_path, {"f": b"2" * 50})
+    writer.close()
+    assert [each.durable for each in load(writer.store).checkpoints] == [True, False]
+    (run / "checkpoint_000002" / "f").write_bytes(left)
+    again = open_run(run)
+    assert again.latest_valid().name == "checkpoint_000001"
+    again.close()
+
+
+def test_a_reader_sees_a_whole_checkpoint_or_none_while_one_is_written(store: Store, tmp_path) -> None:
+    writer = open_run(store)
+    done = threading.Event()
+    seen: list[str] = []
+    wrong: list[object] = []
+
+    def read() -> None:
+        while not done.is_set():
+            for checkpoint in load(store).checkpoints:
+                manifest = read_manifest(store.child(checkpoint.name))
+                wrong.extend([checkpoint.name] if manifest is None else find_damage(store, checkpoint.name, manifest))
+                seen.append(checkpoint.name)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(30):
+            report(writer, tmp_path, [{"a": b"%d" % number, "b/c": b"x" * 5000}, {"d": b""}])
+    finally:
+        done.set()
+        reader.join()
+    writer.close()
+    assert seen
+    assert not wrong
