@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast import collective as collective
 from holdfast.checkpoint import Checkpoint as Checkpoint
 from holdfast.config import CheckpointConfig as CheckpointConfig
 from holdfast.config import CheckpointConsistencyMode as CheckpointConsistencyMode
@@ -47,7 +48,6 @@ from holdfast.reported import ReportedCheckpoint as ReportedCheckpoint
 from holdfast.result import Result as Result
 from holdfast.run import Run as Run
 from holdfast.trainer import DataParallelTrainer as DataParallelTrainer
-from holdfast import collective as collective
 from holdfast.worker.backend import BackendConfig as BackendConfig
 from holdfast.worker.context import StorageContext as StorageContext
 from holdfast.worker.context import TrainContext as TrainContext

@@ -80,14 +80,21 @@ class ScalingConfig:
             for value in self.num_workers:
                 _check_int("ScalingConfig.num_workers", value, 1, "an elastic range is (min, max) with min >= 1")
             if self.num_workers[0] > self.num_workers[1]:
-                raise ConfigurationError(f"ScalingConfig.num_workers {self.num_workers!r} has its minimum above its maximum")
+                raise ConfigurationError(
+                    f"ScalingConfig.num_workers {self.num_workers!r} has its minimum above its maximum"
+                )
         else:
             _check_int(
-                "ScalingConfig.num_workers", self.num_workers, 0, "0 runs the function in this process, N starts N workers"
+                "ScalingConfig.num_workers",
+                self.num_workers,
+                0,
+                "0 runs the function in this process, N starts N workers",
             )
         for name, amount in (self.resources_per_worker or {}).items():
             if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount >= 0:
-                raise ConfigurationError(f"ScalingConfig.resources_per_worker[{name!r}] must be 0 or more, not {amount!r}")
+                raise ConfigurationError(
+                    f"ScalingConfig.resources_per_worker[{name!r}] must be 0 or more, not {amount!r}"
+                )
         gpus = (self.resources_per_worker or {}).get("GPU")
         if gpus is not None and gpus > 0 and not self.use_gpu:
             raise ConfigurationError(
@@ -122,7 +129,10 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.num_to_keep is not None:
             _check_int(
-                "CheckpointConfig.num_to_keep", self.num_to_keep, 1, "None keeps all; to keep nothing, report no checkpoint"
+                "CheckpointConfig.num_to_keep",
+                self.num_to_keep,
+                1,
+                "None keeps all; to keep nothing, report no checkpoint",
             )
         if self.checkpoint_score_order not in ("max", "min"):
             raise ConfigurationError(

@@ -238,7 +238,7 @@ class PreemptionError(TrainingFailedError):
     kind = "preemption"
 
 
-class TrainingInterrupted(KeyboardInterrupt):  # noqa: N818 - named as KeyboardInterrupt is
+class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended `fit()`.
 
     Attributes:

@@ -43,5 +43,5 @@ def test_a_default_and_an_attribute_are_named():
         def loop(self):
             return self.lock
 
-    with pytest.raises(SerializationError, match="attribute self.lock"):
+    with pytest.raises(SerializationError, match=r"attribute self\.lock"):
         pack(Job().loop, None, BackendConfig())
