@@ -12,22 +12,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def handle_interrupts(stop: Callable[[int], None] | None) -> Iterator[None]:
+def handle_interrupts(stop: Callable[[int], None]) -> Iterator[None]:
     """Sends SIGINT and SIGTERM to `stop` while the block runs; earlier handlers come back afterwards.
 
     Outside the main thread, where Python lets nobody set handlers, the program's own stay in force.
 
     Args:
-        stop: Called with the signal's number, in the main thread between two of its instructions. None raises
-            KeyboardInterrupt there, for SIGTERM as for Ctrl-C.
+        stop: Called with the signal's number, in the main thread between two of its instructions; what it raises is
+            raised there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        if stop is None:
-            raise KeyboardInterrupt
         stop(signum)
 
     earlier = {}

@@ -27,6 +27,8 @@ def loop():
                 Path(directory, "step").write_text(str(step) * 1000)
                 train.report({"step": step}, train.Checkpoint.from_directory(directory) if train.get_context().get_world_rank() == 0 else None)
             (base / "up").touch()
+            if behaviour == "busy":
+                time.sleep(600)
         except KeyboardInterrupt:
             if behaviour != "stubborn":
                 raise
@@ -71,7 +73,7 @@ def test_the_first_signal_ends_the_run_in_order_and_returns_the_result(tmp_path,
     driver.send_signal(signum)
     out, err = driver.communicate(timeout=30)
     word, number, step, path = out.split()[-4:]
-    assert (word, int(number)) == ("interrupted", signum if workers else signal.SIGINT), (out, err)
+    assert (word, int(number)) == ("interrupted", signum), (out, err)
     found = train.Run(tmp_path / "run")
     assert found.latest.checkpoint.path == path
     assert found.latest.metrics["step"] == int(step)
@@ -79,6 +81,18 @@ def test_the_first_signal_ends_the_run_in_order_and_returns_the_result(tmp_path,
     assert not [p for p in (tmp_path / "run").iterdir() if "partial" in p.name or "deleting" in p.name]
     assert list((tmp_path / "tmp").iterdir()) == []  # the workers could unwind
     assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert driver.returncode == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_function_that_is_busy_elsewhere_is_interrupted_there(tmp_path, workers):
+    driver = start(tmp_path, "busy", workers=workers)
+    begin = time.monotonic()
+    driver.send_signal(signal.SIGTERM)
+    out, err = driver.communicate(timeout=30)
+    assert out.split()[-4:-1] == ["interrupted", str(int(signal.SIGTERM)), "0"], (out, err)
+    assert time.monotonic() - begin < 10  # long before the grace is over
+    assert list((tmp_path / "tmp").iterdir()) == []
     assert driver.returncode == 0
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # rank that is stuck would hold up the restart.
 _LAST_WORDS_S = 0.05
 _UNWIND_S = 0.1
+# A run that is stopped ends each rank at its next call, a place of the user's own choosing where no temporary
+# directory is half made or half removed. Who makes no call in this time is interrupted wherever it is.
+_NEXT_CALL_S = 0.5
 # How long a worker may take to go after it has said its last word (exit handlers, threads of the user).
 _EXIT_S = 30.0
 # Even a killed worker can be held by the kernel (a file system that hangs).
@@ -88,6 +91,7 @@ class Attempt:
         self._meetings = Meetings(world_size)
         self._rounds: dict[int, CheckpointRound] = {}
         self._alive = set(range(world_size))
+        self._told: set[int] = set()  # have been refused a call because the attempt ends, and unwind
         self._ending: protocol.Refused | None = None
         self._stopping = False
         self._timers: dict[str, Timer] = {}
@@ -114,7 +118,8 @@ class Attempt:
         """Asks workers to stop; whoever waits in a report that only storage holds up gets its answer first."""
         self._stopping = True
         self._ending = self._ending or refusal
-        self._interrupt_unless_sealed()
+        self._refuse_open(self._ending)
+        self._interrupt_soon()
         self._set_timer("stop", self._limits.stop_grace_s, self.kill)
 
     def kill(self) -> None:
@@ -173,7 +178,7 @@ class Attempt:
                 else:
                     self._conclude(meeting, checkpoint)
                 if self._stopping:
-                    self._interrupt_unless_sealed()
+                    self._interrupt_soon()
 
             round_ = CheckpointRound(self._reactor, self._writer, self._observer, self.number, report, ending)
             self._rounds[meeting.ordinal] = round_
@@ -221,7 +226,7 @@ class Attempt:
     def _arrive(self, rank: int, question: protocol.Question) -> Meeting | None:
         """The meeting that the call belongs to, or None if the call has been refused."""
         meeting = self._meetings.arrive(rank, question)
-        if self._ending is not None and not meeting.complete:
+        if self._ending is not None:
             meeting.refusal = meeting.refusal or self._ending
         if meeting.refusal is not None:
             self._refuse(meeting, meeting.refusal)
@@ -265,8 +270,7 @@ class Attempt:
         if self._has_sealed_round():  # its ranks wait for storage only; their files must stay until it is done
             self._set_timer("last words", _LAST_WORDS_S, self._end_survivors)
             return
-        if self._group is not None:
-            self._group.interrupt()
+        self._interrupt()
         self._set_timer("last words", _UNWIND_S, self.kill)
 
     # Refusals
@@ -288,6 +292,8 @@ class Attempt:
         for rank in meeting.calls:
             if rank not in meeting.answered:
                 meeting.answered.add(rank)
+                if self._ending is not None:
+                    self._told.add(rank)
                 self._send_frame(rank, frame)
         if meeting.complete:
             self._meetings.close(meeting)
@@ -340,9 +346,18 @@ class Attempt:
     def _has_sealed_round(self) -> bool:
         return any(round_.sealed for round_ in self._rounds.values())
 
+    def _interrupt_soon(self) -> None:
+        delay_s = min(_NEXT_CALL_S, self._limits.stop_grace_s / 2)
+        self._set_timer("interrupt", delay_s, self._interrupt_unless_sealed)
+
     def _interrupt_unless_sealed(self) -> None:
-        if self._group is not None and not self._has_sealed_round():
-            self._group.interrupt()
+        if not self._has_sealed_round():  # its end comes back here
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Interrupts whoever has not been told yet: a second blow would hit the clean-up after the first."""
+        if self._group is not None:
+            self._group.interrupt(self._alive - self._told)
 
     def _set_timer(self, name: str, delay_s: float, callback: Callable[[], None]) -> None:
         old = self._timers.get(name)

@@ -154,7 +154,7 @@ class Controller:
 
     def _stop(self, signum: int) -> None:
         self._signals += 1
-        self._outcome.signum = signum
+        self._outcome.signum = self._outcome.signum or signum
         if self._signals == 1:
             self._observer.message(
                 f"stopping: workers are asked to end, commits are finished (up to {self._limits.stop_grace_s:g} s); "

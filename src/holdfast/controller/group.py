@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from holdfast.controller.reactor import Reactor
@@ -44,8 +44,8 @@ class WorkerGroup(ABC):
         """Sends a framed message; a worker that is gone is no error."""
 
     @abstractmethod
-    def interrupt(self) -> None:
-        """Raises KeyboardInterrupt in every worker that still runs."""
+    def interrupt(self, ranks: Iterable[int]) -> None:
+        """Raises KeyboardInterrupt in these workers where they still run."""
 
     @abstractmethod
     def kill(self) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,15 +31,18 @@ if TYPE_CHECKING:
 class InProcessGroup(WorkerGroup):
     """The caller's thread as the only worker."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, thread: threading.Thread) -> None:
         self._connection = connection
+        self._thread = thread
 
     def send(self, rank: int, frame: bytes) -> None:
         """Answers the function."""
         self._connection.send(frame)
 
-    def interrupt(self) -> None:
-        """Nothing: Ctrl-C reaches the function by itself, and its next call of `report` is refused."""
+    def interrupt(self, ranks: Iterable[int]) -> None:
+        """Ctrl-C once more, for a function that has not come to a call since the first; its handler raises then."""
+        if 0 in ranks and self._thread is threading.main_thread() and self._thread.ident is not None:
+            signal.pthread_kill(self._thread.ident, signal.SIGINT)
 
     def kill(self) -> None:
         """Nothing: it is the user's own program."""
@@ -62,6 +67,7 @@ class InProcessEngine(Engine):
         self._task = Work(lambda: (function, config, backend), self._keep)
         self._work: queue.SimpleQueue[Callable[[bool], None] | None] = queue.SimpleQueue()
         self._cancelled = False
+        self._thread = threading.current_thread()
 
     def prepare(self) -> None:
         """Nothing to prepare."""
@@ -96,7 +102,7 @@ class InProcessEngine(Engine):
             work(False)
         else:
             self._work.put(work)
-        return InProcessGroup(connection)
+        return InProcessGroup(connection, self._thread)
 
     def run_work(self) -> None:
         """Runs functions in the calling thread until `close`.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+import io
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -18,11 +21,33 @@ def pack(function: Callable[..., Any], config: dict[str, Any] | None, backend: B
     Raises:
         SerializationError: Something in it cannot be pickled; the text names the variable.
     """
+    packed = io.BytesIO()
     try:
-        data: bytes = cloudpickle.dumps((function, config, backend))
+        _Pickler(packed).dump((function, config, backend))
     except Exception as error:
         raise SerializationError(_blame(function, config, error)) from error
-    return data
+    return packed.getvalue()
+
+
+def _reduce_code(code: CodeType) -> tuple[Callable[..., CodeType], tuple[Any, ...]]:
+    make, arguments = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    return _make_code, (make, arguments, code.co_filename)
+
+
+def _make_code(make: Callable[..., CodeType], arguments: tuple[Any, ...], file_name: str) -> CodeType:
+    return make(*arguments).replace(co_filename=file_name)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # has no types
+    """Keeps the files' names of functions that travel by value.
+
+    Newer cloudpickles (seen with 3.1.3) replace them, so that the same cell of two notebooks gives the same bytes; a worker's
+    traceback would then show neither where its lines stand nor what they say.
+    """
+
+    dispatch_table: ClassVar[Mapping[type, Callable[..., Any]]] = ChainMap(
+        {CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table
+    )
 
 
 def _blame(function: Callable[..., Any], config: dict[str, Any] | None, error: Exception) -> str:

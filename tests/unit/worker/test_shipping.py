@@ -45,3 +45,12 @@ def test_a_default_and_an_attribute_are_named():
 
     with pytest.raises(SerializationError, match=r"attribute self\.lock"):
         pack(Job().loop, None, BackendConfig())
+
+
+def test_a_function_that_travels_by_value_keeps_the_names_of_its_files():
+    source = "def outer():\n    def inner():\n        raise ValueError('here')\n    return inner\n"
+    names = {"__name__": "__main__"}
+    exec(compile(source, "/a/script.py", "exec"), names)
+    function, _, _ = cloudpickle.loads(pack(names["outer"], None, BackendConfig()))
+    assert function is not names["outer"]
+    assert {function.__code__.co_filename, function().__code__.co_filename} == {"/a/script.py"}

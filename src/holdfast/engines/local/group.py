@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from holdfast.controller.group import Exit, Listener, WorkerGroup
@@ -166,10 +166,9 @@ class LocalGroup(WorkerGroup):
         if connection is not None:
             connection.send(frame)
 
-    def interrupt(self) -> None:
-        """SIGINT to each worker, not to what it has started."""
-        for token in self._ranks:
-            self._zygote.signal(token, signal.SIGINT, group=False)
+    def interrupt(self, ranks: Iterable[int]) -> None:
+        """SIGINT to each of the workers, not to what it has started."""
+        self._signal(ranks, signal.SIGINT)
 
     def kill(self) -> None:
         """SIGKILL to each worker and all that it has started."""
@@ -178,9 +177,7 @@ class LocalGroup(WorkerGroup):
 
     def dump_stacks(self, ranks: Sequence[int]) -> None:
         """By a signal that a handler in C answers, so that a worker stuck in a library answers too."""
-        for rank in ranks:
-            if self._tokens.get(rank) in self._ranks:
-                self._zygote.signal(self._tokens[rank], STACKS_SIGNAL, group=False)
+        self._signal(ranks, STACKS_SIGNAL)
 
     def close(self) -> None:
         """Frees sockets, pipes and the port."""
@@ -189,6 +186,11 @@ class LocalGroup(WorkerGroup):
             connection.close()
         self._port.close()
         self._pump.close()
+
+    def _signal(self, ranks: Iterable[int], signum: int) -> None:
+        for rank in ranks:
+            if self._tokens.get(rank) in self._ranks:
+                self._zygote.signal(self._tokens[rank], signum, group=False)
 
     def _from_zygote(self, _: int) -> None:
         message = self._zygote.receive()
