@@ -19,7 +19,7 @@ ScoreOrder = Literal["max", "min"]
 class CheckpointUploadMode(enum.Enum):
     """How `report` brings a checkpoint into the run's storage.
 
-    ASYNC: `report` returns at once where it can; in this version it waits as SYNC does.
+    ASYNC: `report` returns at once; the node stores what it was handed over while training goes on.
     SYNC: `report` returns on every rank once the checkpoint is committed.
     NO_UPLOAD: the checkpoint lies in the run's storage already; it is registered without copying.
     """
@@ -185,6 +185,12 @@ class RunConfig:
         stop_grace_s: Seconds between asking workers to stop (Ctrl-C, SIGTERM) and killing them.
         late_rank_warning_s: Seconds after which a rank that others wait for is named in a warning, with stacks.
         late_rank_timeout_s: Seconds after which that wait ends with an error; None for no limit.
+        max_pending_checkpoints: How many `ASYNC` checkpoints may wait behind the one that is being stored; with more,
+            `report` waits.
+        max_pending_bytes: How many bytes of `ASYNC` checkpoints may be on their way, where it is more than one; None
+            for no limit.
+        on_upload_error: What follows when an `ASYNC` checkpoint cannot be stored: `raise` makes the next `report`
+            raise it, or the attempt fail where none follows; `warn` only says so.
     """
 
     name: str | None = None
@@ -200,6 +206,9 @@ class RunConfig:
     stop_grace_s: float = 30.0
     late_rank_warning_s: float = 30.0
     late_rank_timeout_s: float | None = 1800.0
+    max_pending_checkpoints: int = 1
+    max_pending_bytes: int | None = None
+    on_upload_error: Literal["raise", "warn"] = "raise"
 
     def __post_init__(self) -> None:
         from holdfast.persistence.layout import check_name
@@ -233,6 +242,14 @@ class RunConfig:
             )
         _check_seconds("RunConfig.stop_grace_s", self.stop_grace_s)
         _check_seconds("RunConfig.late_rank_warning_s", self.late_rank_warning_s)
+        hint = "so many checkpoints wait while an earlier one is being stored"
+        _check_int("RunConfig.max_pending_checkpoints", self.max_pending_checkpoints, 0, hint)
+        if self.max_pending_bytes is not None:
+            _check_int("RunConfig.max_pending_bytes", self.max_pending_bytes, 0, "None means no limit")
+        if self.on_upload_error not in ("raise", "warn"):
+            raise ConfigurationError(
+                f"RunConfig.on_upload_error must be 'raise' or 'warn', not {self.on_upload_error!r}"
+            )
         if self.late_rank_timeout_s is not None:
             _check_seconds("RunConfig.late_rank_timeout_s", self.late_rank_timeout_s)
 

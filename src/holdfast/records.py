@@ -31,6 +31,7 @@ class StagedFile(Record, frozen=True):
         size_bytes: Apparent size; 0 for what is no regular file.
         mode: Permission bits (`st_mode & 0o7777`).
         mtime_ns: With `ctime_ns` and the size: what shows that the file was modified after the hand-over.
+        num_links: How many names the file has; fewer explain a changed `ctime_ns`.
         target: Where a symlink points, relative to its own directory; a record path.
     """
 
@@ -40,6 +41,7 @@ class StagedFile(Record, frozen=True):
     mode: int = 0o644
     mtime_ns: int = 0
     ctime_ns: int = 0
+    num_links: int = 1
     target: str | None = None
 
 

@@ -22,6 +22,7 @@ from holdfast.controller.callbacks import UserCallback
 from holdfast.controller.controller import Controller, Outcome
 from holdfast.controller.failure import summarise
 from holdfast.controller.reactor import Reactor
+from holdfast.controller.rounds import Bounds
 from holdfast.engines.in_process import InProcessEngine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.errors import ConfigurationError, ControllerError, HoldfastError, TrainingInterrupted, WorkerGroupError
@@ -210,7 +211,13 @@ class _Fit:
             open_checkpoint=self._open_checkpoint,
             failure_config=config.failure_config,
             checkpoint_config=config.checkpoint_config,
-            limits=Limits(config.late_rank_warning_s, config.late_rank_timeout_s, config.stop_grace_s),
+            limits=Limits(
+                config.late_rank_warning_s,
+                config.late_rank_timeout_s,
+                config.stop_grace_s,
+                Bounds(config.max_pending_checkpoints, config.max_pending_bytes),
+                raises_upload_errors=config.on_upload_error == "raise",
+            ),
             callbacks=tuple(config.callbacks or ()),
         )
         try:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from holdfast.controller.failure import from_exit, from_failed
 from holdfast.controller.group import Exit, Listener, WorkerGroup
+from holdfast.controller.lateness import LateWatch
 from holdfast.controller.meetings import Meeting, Meetings, ranks_text
-from holdfast.controller.round import CheckpointRound
+from holdfast.controller.rounds import Bounds, Rounds
 from holdfast.errors import HoldfastError, StorageError
 from holdfast.worker import protocol
+from holdfast.worker.answers import error_of
 
 if TYPE_CHECKING:
     from holdfast.controller.observer import RunObserver
@@ -32,17 +34,22 @@ _NEXT_CALL_S = 0.5
 _EXIT_S = 30.0
 # Even a killed worker can be held by the kernel (a file system that hangs).
 _KILLED_S = 60.0
+# When a person is told that a report waits for storage, and how often.
+_FULL_S = 1.0
+_FULL_AGAIN_S = 30.0
 
 _PROCEED = protocol.frame(protocol.Proceed())
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds that an attempt waits for ranks; see `RunConfig`."""
+    """How long an attempt waits for ranks, in seconds, and how far it lets them go ahead; see `RunConfig`."""
 
     late_rank_warning_s: float
     late_rank_timeout_s: float | None
     stop_grace_s: float
+    pending: Bounds
+    raises_upload_errors: bool
 
 
 @dataclass
@@ -80,7 +87,7 @@ class Attempt:
         self.number = number
         self.world_size = world_size
         self.state = AttemptState()
-        self.listener = Listener(self._on_message, self._on_exit)
+        self.listener = Listener(self._on_message, self._on_exit, self._on_files)
         self._first_report = self._next_report = first_report
         self._reactor = reactor
         self._writer = writer
@@ -89,7 +96,21 @@ class Attempt:
         self._after_report = after_report
         self._group: WorkerGroup | None = None
         self._meetings = Meetings(world_size)
-        self._rounds: dict[int, CheckpointRound] = {}
+        self._rounds = Rounds(
+            reactor, writer, observer, number, limits.pending, ended=self._round_ended, files_closed=self._files_closed
+        )
+        self._late = LateWatch(
+            reactor,
+            observer,
+            self._meetings,
+            warn_s=limits.late_rank_warning_s,
+            limit_s=limits.late_rank_timeout_s,
+            dump_stacks=self._dump_stacks,
+            give_up=lambda meeting, text: self._refuse(meeting, protocol.Refused("timeout", text)),
+        )
+        self._without_room: dict[int, protocol.ReportCall] = {}
+        self._latest: str | None = None
+        self._upload_failure: tuple[int, protocol.Refused] | None = None
         self._alive = set(range(world_size))
         self._told: set[int] = set()  # have been refused a call because the attempt ends, and unwind
         self._ending: protocol.Refused | None = None
@@ -120,7 +141,8 @@ class Attempt:
         self._ending = self._ending or refusal
         self._refuse_open(self._ending)
         self._interrupt_soon()
-        self._set_timer("stop", self._limits.stop_grace_s, self.kill)
+        self._let_in()
+        self._set_timer("stop", self._limits.stop_grace_s, self.give_up)
 
     def kill(self) -> None:
         """Ends every process at once; what is complete is still committed."""
@@ -128,8 +150,24 @@ class Attempt:
             self._group.kill()
             self._set_timer("killed", _KILLED_S, self._survived)
 
+    def give_up(self) -> None:
+        """As `kill`, and waits no longer for checkpoints that no rank waits for."""
+        self.kill()
+        for meeting in self._rounds.promised():
+            name = self._rounds.name_of(meeting)
+            if self._rounds.cancel(meeting, HoldfastError("the run was stopped before it was stored")):
+                self._observer.message(f"checkpoint {name} is given up: it was not stored in time")
+
+    def settle(self) -> None:
+        """The attempt is over: what has gone wrong and nobody has been told is a failure of it."""
+        failure, self._upload_failure = self._upload_failure, None
+        if failure is not None and not self.state.failures:
+            rank, refusal = failure
+            self.state.failures[rank] = error_of(refusal.kind, refusal.text)
+
     def close(self) -> None:
         """Frees the group."""
+        self._late.close()
         for timer in self._timers.values():
             timer.cancel()
         if self._group is not None:
@@ -150,68 +188,118 @@ class Attempt:
             self._on_collective(rank, question)
 
     def _on_report(self, rank: int, call: protocol.ReportCall) -> None:
+        if call.hands_over and self._ending is None and not self._has_room(rank, call):
+            self._without_room[rank] = call
+            if "full" not in self._timers:
+                self._set_timer("full", _FULL_S, self._tell_full)
+            return
         meeting = self._arrive(rank, call)
         if meeting is None:
             return
         if call.shard is not None:
-            self._round(meeting, call.index).add(rank, call)
+            self._rounds.add(meeting, rank, call)
+        if not call.waits and rank not in meeting.answered:
+            meeting.promised.add(rank)
+            self._answer(meeting, [rank], protocol.frame(protocol.Proceed(latest=meeting.latest)))
+        if meeting.refusal is not None:
+            return
         if not meeting.complete:
-            self._watch_for_late_ranks()
+            self._late.begin()
             return
         self._next_report = max(self._next_report, call.index + 1)
-        round_ = self._rounds.get(meeting.ordinal)
-        if round_ is None:
+        # Before it is sealed, which may end it at once.
+        name = self._rounds.name_of(meeting)
+        if meeting.promised and name is not None and not self._log(meeting, name):
+            return
+        if not self._rounds.seal(meeting, _report(meeting, 0).metrics, self.world_size):
             self._conclude(meeting, None)
+
+    def _on_files(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
+        self._rounds.take(rank, message, descriptors)
+
+    def _files_closed(self, count: int) -> None:
+        if self._group is not None:
+            self._group.files_closed(count)
+
+    def _round_ended(
+        self, meeting: Meeting, checkpoint: CommittedCheckpoint | None, error: BaseException | None
+    ) -> None:
+        if error is not None:
+            self._refuse(meeting, meeting.refusal or _refusal(error))
         else:
-            first = meeting.calls[0]
-            assert isinstance(first, protocol.ReportCall)
-            round_.seal(first.metrics, self.world_size)
-
-    def _round(self, meeting: Meeting, report: int) -> CheckpointRound:
-        round_ = self._rounds.get(meeting.ordinal)
-        if round_ is None:
-
-            def ending(checkpoint: CommittedCheckpoint | None, error: BaseException | None) -> None:
-                self._rounds.pop(meeting.ordinal, None)
-                if error is not None:
-                    self._refuse(meeting, meeting.refusal or _refusal(error))
-                else:
-                    self._conclude(meeting, checkpoint)
-                if self._stopping:
-                    self._interrupt_soon()
-
-            round_ = CheckpointRound(self._reactor, self._writer, self._observer, self.number, report, ending)
-            self._rounds[meeting.ordinal] = round_
-        return round_
+            self._conclude(meeting, checkpoint)
+        if self._stopping:
+            self._interrupt_soon()
+        self._let_in()
 
     def _conclude(self, meeting: Meeting, checkpoint: CommittedCheckpoint | None) -> None:
         """Logs a complete report and lets every rank go on.
 
         The log's line comes after the commit: should the driver die between the two, the checkpoint is there with its
-        metrics in its manifest, and `report` has not returned anywhere.
+        metrics in its manifest, and `report` has not returned anywhere. Where it has, the line was written before.
         """
-        metrics = [call.metrics for _, call in sorted(meeting.calls.items()) if isinstance(call, protocol.ReportCall)]
-        first = meeting.calls[0]
-        assert isinstance(first, protocol.ReportCall)
-        others = metrics[1:] if any(other != metrics[0] for other in metrics) else None
         name = checkpoint.name if checkpoint is not None else None
-        try:
-            self._writer.log_report(report=first.index, checkpoint=name, metrics=metrics[0], other_ranks=others)
-        except StorageError as error:
-            self._refuse(meeting, _refusal(error))
+        if not self._log(meeting, name):
             return
         self._meetings.close(meeting)
-        frame = _PROCEED if name is None else protocol.frame(protocol.Proceed(name))
-        for rank in range(self.world_size):
-            self._send_frame(rank, frame)
+        if name is None and meeting.latest is None:
+            frame = _PROCEED
+        else:
+            frame = protocol.frame(protocol.Proceed(name, name or meeting.latest))
+        told, meeting.promised = sorted(meeting.promised), set()
+        self._answer(meeting, meeting.unanswered, frame)
+        first = _report(meeting, 0)
+        if name is not None and told:
+            self._latest = name
+        for rank in told if self._group is not None and checkpoint is not None else ():
+            self._tell(rank, protocol.Settled(first.index, name))
+        metrics = [_report(meeting, rank).metrics for rank in range(self.world_size)]
         self._after_report(first.index, metrics, checkpoint, time.monotonic() - meeting.since)
+
+    def _log(self, meeting: Meeting, name: str | None) -> bool:
+        """Whether the report is in the metrics log now."""
+        if meeting.logged:
+            return True
+        meeting.logged = True
+        metrics = [_report(meeting, rank).metrics for rank in range(self.world_size)]
+        others = metrics[1:] if any(other != metrics[0] for other in metrics) else None
+        try:
+            self._writer.log_report(
+                report=_report(meeting, 0).index, checkpoint=name, metrics=metrics[0], other_ranks=others
+            )
+        except StorageError as error:
+            self._refuse(meeting, _refusal(error))
+            return False
+        return True
+
+    # Room
+
+    def _has_room(self, rank: int, call: protocol.ReportCall) -> bool:
+        num_bytes = sum(file.size_bytes for file in call.shard.files) if call.shard is not None else 0
+        return self._rounds.has_room(self._meetings.next_of(rank), num_bytes)
+
+    def _let_in(self) -> None:
+        """Something has been settled: whoever waited for room asks again."""
+        waiting, self._without_room = self._without_room, {}
+        for rank, call in waiting.items():
+            self._on_report(rank, call)
+
+    def _tell_full(self) -> None:
+        self._timers.pop("full", None)
+        if self._without_room:
+            ranks = ranks_text(self._without_room)
+            self._observer.message(
+                f"{ranks} in report until there is room: {len(self._rounds)} checkpoints ({self._rounds.num_bytes / 1e9:.3g} GB) "
+                f"are being stored (RunConfig.max_pending_checkpoints={self._limits.pending.max_pending_checkpoints})"
+            )
+            self._set_timer("full", _FULL_AGAIN_S, self._tell_full)
 
     def _on_collective(self, rank: int, question: protocol.Question) -> None:
         meeting = self._arrive(rank, question)
         if meeting is None:
             return
         if not meeting.complete:
-            self._watch_for_late_ranks()
+            self._late.begin()
             return
         first = meeting.calls[0]
         answer: protocol.Message = protocol.Proceed()
@@ -220,13 +308,18 @@ class Attempt:
         elif isinstance(first, protocol.PreemptionCall):
             answer = protocol.PreemptionState(None, {})
         self._meetings.close(meeting)
-        for each in range(self.world_size):
-            self._send(each, answer)
+        self._answer(meeting, meeting.unanswered, protocol.frame(answer))
 
     def _arrive(self, rank: int, question: protocol.Question) -> Meeting | None:
         """The meeting that the call belongs to, or None if the call has been refused."""
         meeting = self._meetings.arrive(rank, question)
-        if self._ending is not None:
+        if len(meeting.calls) == 1:
+            meeting.latest = self._latest
+            if self._upload_failure is not None and isinstance(question, protocol.ReportCall):
+                meeting.refusal = meeting.refusal or self._upload_failure[1]
+                self._upload_failure = None
+        # A report that has returned on a rank goes on as long as the others come.
+        if self._ending is not None and not meeting.promised:
             meeting.refusal = meeting.refusal or self._ending
         if meeting.refusal is not None:
             self._refuse(meeting, meeting.refusal)
@@ -249,8 +342,12 @@ class Attempt:
         timer = self._timers.pop(f"exit {rank}", None)
         if timer is not None:
             timer.cancel()
+        self._without_room.pop(rank, None)
+        self._rounds.lose(rank)
         if rank not in self.state.values and rank not in self.state.failures and rank not in self.state.aftermath:
             self._fail(rank, from_exit(rank, ended))
+        elif self._ending is not None:
+            self._refuse_open(self._ending)
 
     def _fail(self, rank: int, error: BaseException) -> None:
         # What we did to a rank because another had failed (a refused call, an interrupt) is no failure of its own.
@@ -265,9 +362,10 @@ class Attempt:
             self._ending = protocol.Refused("worker-died", f"rank {rank} has failed, this attempt ends: {first}")
             self._set_timer("last words", _LAST_WORDS_S, self._end_survivors)
         self._refuse_open(self._ending)
+        self._let_in()
 
     def _end_survivors(self) -> None:
-        if self._has_sealed_round():  # its ranks wait for storage only; their files must stay until it is done
+        if self._rounds.anyone_waits():  # its ranks wait for storage only; their files must stay until it is done
             self._set_timer("last words", _LAST_WORDS_S, self._end_survivors)
             return
         self._interrupt()
@@ -276,60 +374,40 @@ class Attempt:
     # Refusals
 
     def _refuse_open(self, refusal: protocol.Refused) -> None:
-        """Ends the wait of all that wait for a rank; a meeting that is complete goes on to its commit."""
+        """Ends the wait of all that wait for a rank; a meeting that is complete goes on to its commit.
+
+        So does one in which a report has returned already, while those that are missing may still come.
+        """
         for meeting in list(self._meetings.open.values()):
-            if not meeting.complete:
+            may_come = meeting.promised and self._alive.issuperset(meeting.missing)
+            if not meeting.complete and not may_come:
                 self._refuse(meeting, refusal)
 
     def _refuse(self, meeting: Meeting, refusal: protocol.Refused) -> None:
         meeting.refusal = refusal
-        round_ = self._rounds.get(meeting.ordinal)
-        if round_ is not None:
-            # First remove what was stored: a caller that is told may delete its files, or report the name again.
-            round_.cancel(HoldfastError(refusal.text))
+        # First remove what was stored: a caller that is told may delete its files, or report the name again.
+        if self._rounds.cancel(meeting, HoldfastError(refusal.text)):
             return
-        frame = protocol.frame(refusal)
-        for rank in meeting.calls:
-            if rank not in meeting.answered:
-                meeting.answered.add(rank)
-                if self._ending is not None:
-                    self._told.add(rank)
-                self._send_frame(rank, frame)
+        ranks = meeting.unanswered
+        if self._ending is not None:
+            self._told.update(ranks)
+        self._answer(meeting, ranks, protocol.frame(refusal))
+        told, meeting.promised = sorted(meeting.promised), set()
+        for rank in told:
+            self._tell(rank, protocol.Settled(_report(meeting, rank).index, None, refusal.kind, refusal.text))
+        if told and self._ending is None:
+            self._upload_failed(told[0], _report(meeting, told[0]).index, refusal)
         if meeting.complete:
             self._meetings.close(meeting)
 
+    def _upload_failed(self, rank: int, report: int, refusal: protocol.Refused) -> None:
+        """A report that has returned did not come to its end."""
+        text = f"the checkpoint of report {report} could not be stored: {refusal.text}"
+        self._observer.message(text)
+        if self._limits.raises_upload_errors:
+            self._upload_failure = (rank, protocol.Refused(refusal.kind, text))
+
     # Waiting
-
-    def _watch_for_late_ranks(self) -> None:
-        if "late" not in self._timers:
-            self._set_timer("late", self._limits.late_rank_warning_s, self._check_late)
-
-    def _check_late(self) -> None:
-        """Runs rarely, not once a report: a timer a report would fill the heap."""
-        self._timers.pop("late", None)
-        meeting = self._meetings.oldest()
-        if meeting is None:
-            return
-        waited = time.monotonic() - meeting.since
-        limit = self._limits.late_rank_timeout_s
-        if limit is not None and waited >= limit:
-            text = f"{self._meetings.describe(meeting)}: given up after {waited:.0f} s (RunConfig.late_rank_timeout_s)"
-            self._refuse(meeting, protocol.Refused("timeout", text))
-            return
-        due = self._limits.late_rank_warning_s
-        if waited >= due * 0.99:
-            self._observer.message(
-                f"{self._meetings.describe(meeting)} since {waited:.0f} s; stacks of {ranks_text(meeting.missing)} follow in "
-                "their output"
-            )
-            if self._group is not None:
-                self._group.dump_stacks(meeting.missing)
-            delay = waited  # warns after 30, 60, 120 … s
-        else:
-            delay = due - waited
-        if limit is not None:
-            delay = min(delay, max(0.0, limit - waited))
-        self._set_timer("late", max(delay, 0.001), self._check_late)
 
     def _lingers(self, rank: int) -> None:
         self._observer.message(
@@ -343,15 +421,12 @@ class Attempt:
         )
         self._alive.clear()
 
-    def _has_sealed_round(self) -> bool:
-        return any(round_.sealed for round_ in self._rounds.values())
-
     def _interrupt_soon(self) -> None:
         delay_s = min(_NEXT_CALL_S, self._limits.stop_grace_s / 2)
         self._set_timer("interrupt", delay_s, self._interrupt_unless_sealed)
 
     def _interrupt_unless_sealed(self) -> None:
-        if not self._has_sealed_round():  # its end comes back here
+        if not self._rounds.anyone_waits():  # its end comes back here
             self._interrupt()
 
     def _interrupt(self) -> None:
@@ -373,11 +448,28 @@ class Attempt:
         )
 
     def _send(self, rank: int, message: protocol.Message) -> None:
-        self._send_frame(rank, protocol.frame(message))
-
-    def _send_frame(self, rank: int, frame: bytes) -> None:
         if self._group is not None:
-            self._group.send(rank, frame)
+            self._group.send(rank, protocol.frame(message))
+
+    def _answer(self, meeting: Meeting, ranks: Sequence[int], frame: bytes) -> None:
+        meeting.answered.update(ranks)
+        if self._group is not None:
+            for rank in ranks:
+                self._group.send(rank, frame)
+
+    def _tell(self, rank: int, message: protocol.Settled) -> None:
+        if self._group is not None:
+            self._group.tell(rank, protocol.frame(message))
+
+    def _dump_stacks(self, ranks: Sequence[int]) -> None:
+        if self._group is not None:
+            self._group.dump_stacks(ranks)
+
+
+def _report(meeting: Meeting, rank: int) -> protocol.ReportCall:
+    call = meeting.calls[rank]
+    assert isinstance(call, protocol.ReportCall)
+    return call
 
 
 def _refusal(error: BaseException) -> protocol.Refused:

@@ -144,6 +144,7 @@ class Controller:
             if self._outcome.signum is not None:
                 attempt.stop(_stopped(self._outcome.signum))
             self._reactor.run_until(lambda: attempt.over)
+            attempt.settle()
         except BaseException:
             attempt.kill()
             raise
@@ -163,7 +164,7 @@ class Controller:
             if self._attempt is not None:
                 self._attempt.stop(_stopped(signum))
         elif self._attempt is not None:
-            self._attempt.kill()
+            self._attempt.give_up()
 
     def _reported(
         self, report: int, metrics: list[bytes], checkpoint: CommittedCheckpoint | None, seconds: float

@@ -29,11 +29,13 @@ class Listener:
 
     Attributes:
         on_message: A worker asks.
-        on_exit: A worker's process has ended; no message of it follows.
+        on_exit: A worker's process has ended; no message and no file of it follows.
+        on_files: A worker hands over open files (rank, message, descriptors, which the listener closes).
     """
 
     on_message: Callable[[int, protocol.Question], None]
     on_exit: Callable[[int, Exit], None]
+    on_files: Callable[[int, protocol.Files | protocol.Abandoned, list[int]], None]
 
 
 class WorkerGroup(ABC):
@@ -42,6 +44,14 @@ class WorkerGroup(ABC):
     @abstractmethod
     def send(self, rank: int, frame: bytes) -> None:
         """Sends a framed message; a worker that is gone is no error."""
+
+    @abstractmethod
+    def tell(self, rank: int, frame: bytes) -> None:
+        """Sends a frame that answers no question; a worker that is gone is no error."""
+
+    @abstractmethod
+    def files_closed(self, count: int) -> None:
+        """So many of the descriptors that `on_files` brought are closed: there is room for others."""
 
     @abstractmethod
     def interrupt(self, ranks: Iterable[int]) -> None:

@@ -42,7 +42,10 @@ class Meeting:
         calls: What each rank that has come asked.
         refusal: Why it can never succeed; every rank gets it when it comes.
         since: When the first rank came, by the monotonic clock.
-        answered: The ranks that a refusal has been sent to.
+        answered: The ranks that have their answer.
+        promised: Those of them that had it before the checkpoint was committed; they are still to be told of its end.
+        latest: The checkpoint that every rank takes for the latest after this call, where that is news.
+        logged: Whether it is in the metrics log.
     """
 
     ordinal: int
@@ -52,11 +55,19 @@ class Meeting:
     refusal: protocol.Refused | None = None
     since: float = field(default_factory=time.monotonic)
     answered: set[int] = field(default_factory=set)
+    promised: set[int] = field(default_factory=set)
+    latest: str | None = None
+    logged: bool = False
 
     @property
     def complete(self) -> bool:
         """Whether every rank has come."""
         return len(self.calls) == self.world_size
+
+    @property
+    def unanswered(self) -> list[int]:
+        """The ranks that wait here."""
+        return [rank for rank in self.calls if rank not in self.answered]
 
     @property
     def missing(self) -> list[int]:
@@ -73,6 +84,10 @@ class Meetings:
         self._reports = [0] * world_size
         self._returned: set[int] = set()
         self.open: dict[int, Meeting] = {}
+
+    def next_of(self, rank: int) -> int:
+        """The ordinal of the rank's next joint call."""
+        return self._came[rank] + 1
 
     def arrive(self, rank: int, question: protocol.Message) -> Meeting:
         """Notes a rank's next joint call and returns its meeting, which may be complete now, or refused."""
@@ -106,15 +121,15 @@ class Meetings:
 
     def oldest(self) -> Meeting | None:
         """The meeting that ranks have waited in for longest, among those that still wait for a rank."""
-        waiting = [m for m in self.open.values() if not m.complete and m.refusal is None]
+        waiting = [m for m in self.open.values() if not m.complete and m.refusal is None and m.unanswered]
         return min(waiting, key=lambda m: m.since, default=None)
 
     def describe(self, meeting: Meeting) -> str:
         """Who waits where for whom, for a warning."""
-        waiting = ranks_text(meeting.calls)
+        waiting = ranks_text(meeting.unanswered)
         came = "; ".join(f"rank {rank} has called report {self._reports[rank]} times" for rank in meeting.missing)
         name = call_name(next(iter(meeting.calls.values())))
-        verb = "waits" if len(meeting.calls) == 1 else "wait"
+        verb = "waits" if len(meeting.unanswered) == 1 else "wait"
         return f"{waiting} {verb} in {name} for {ranks_text(meeting.missing)} ({came})"
 
     def _returned_refusal(self, meeting: Meeting, gone: set[int]) -> protocol.Refused:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from holdfast.controller.meetings import ranks_text
-from holdfast.errors import HoldfastError, ReportError
+from holdfast.errors import HoldfastError, ReportError, WorkerDiedError
 from holdfast.persistence import layout
 from holdfast.worker import protocol
+from holdfast.worker.answers import error_of
+from holdfast.worker.handover import regular_files
 
 if TYPE_CHECKING:
     from holdfast.controller.observer import RunObserver
     from holdfast.controller.reactor import Reactor
     from holdfast.persistence.checkpoint_writer import CheckpointWriter
     from holdfast.persistence.writer import RunWriter
-    from holdfast.records import CommittedCheckpoint, ShardReceipt, StagedShard
+    from holdfast.records import CommittedCheckpoint, ShardReceipt, StagedFile, StagedShard
 
 Ending = Callable[["CommittedCheckpoint | None", "BaseException | None"], None]
+
+
+@dataclass
+class _Awaited:
+    """A shard whose files come open, one after another."""
+
+    shard: StagedShard
+    files: list[StagedFile]
+    num_come: int = 0
 
 
 class CheckpointRound:
@@ -27,21 +42,38 @@ class CheckpointRound:
 
     Every rank that reported a shard must have delivered it: one failure fails the checkpoint, and what was stored of
     it is removed before anyone is told.
+
+    Args:
+        may_commit: Whether the checkpoints of all earlier reports are settled; `advance` asks again.
+        files_closed: Told how many of the descriptors that came are closed.
     """
 
     def __init__(
-        self, reactor: Reactor, writer: RunWriter, progress: RunObserver, attempt: int, report: int, ending: Ending
+        self,
+        reactor: Reactor,
+        writer: RunWriter,
+        progress: RunObserver,
+        attempt: int,
+        report: int,
+        ending: Ending,
+        *,
+        may_commit: Callable[[], bool],
+        files_closed: Callable[[int], None],
     ) -> None:
+        self.report = report
+        self.num_bytes = 0
         self._reactor = reactor
         self._writer = writer
         self._progress = progress
         self._attempt = attempt
-        self._report = report
         self._ending: Ending | None = ending
+        self._may_commit = may_commit
+        self._files_closed = files_closed
         self._name: str | None = None
         self._named_by: int = -1
         self._checkpoint: CheckpointWriter | None = None
         self._receipts: list[ShardReceipt] = []
+        self._awaited: dict[int, _Awaited] = {}
         self._storing = 0
         self._error: BaseException | None = None
         self._sealed: tuple[bytes, int] | None = None
@@ -52,65 +84,77 @@ class CheckpointRound:
         """Whether every rank has come, so that nothing is missing but storage's own work."""
         return self._sealed is not None
 
+    @property
+    def name(self) -> str:
+        """What the checkpoint is, or will be, called."""
+        return self._name or layout.checkpoint_name(self.report)
+
     def add(self, rank: int, call: protocol.ReportCall) -> None:
-        """Begins to store a rank's shard."""
+        """Begins to store a rank's shard, or to wait for its files."""
         shard = call.shard
         if shard is None or self._error is not None:
             return
-        name = call.name or layout.checkpoint_name(self._report)
+        num_bytes = sum(file.size_bytes for file in shard.files)
+        self.num_bytes += num_bytes
         try:
-            self._open(rank, name)
-            assert self._checkpoint is not None
-            future = self._store(self._checkpoint, shard, in_place=call.in_place)
+            checkpoint = self._open(rank, call.name or layout.checkpoint_name(self.report))
+            self._progress.uploading(checkpoint.name, num_bytes)
+            if call.in_place:
+                self._follow(checkpoint.register_shard(shard))
+            elif call.hands_over:
+                self._expect(rank, shard)
+            else:
+                self._follow(checkpoint.store_shard(shard, self._progress.uploaded_bytes))
         except HoldfastError as error:
-            self._error = error
-            self._advance()
+            self._fail(error)
+
+    def take(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
+        """Begins to store files that a rank handed over open; the descriptors are closed when that is done."""
+        awaited = self._awaited.get(rank)
+        if isinstance(message, protocol.Abandoned):
+            if awaited is not None:
+                self._fail(error_of(message.kind, message.text))
             return
-        self._storing += 1
-        self._reactor.when_done(future, self._stored)
+        if awaited is None:
+            self._close(descriptors)
+            return
+        files = awaited.files[message.first : message.first + message.count]
+        awaited.num_come += len(files)
+        if awaited.num_come == len(awaited.files):
+            del self._awaited[rank]
+        part = msgspec.structs.replace(awaited.shard, files=tuple(files), metadata=None)
+        by_path = {file.path: descriptor for file, descriptor in zip(files, descriptors, strict=True)}
+        assert self._checkpoint is not None
+        try:
+            future = self._checkpoint.store_shard(part, self._progress.uploaded_bytes, by_path)
+        except HoldfastError as error:
+            self._close(descriptors)
+            self._fail(error)
+            return
+        self._follow(future, num_descriptors=len(descriptors))
+
+    def lose(self, rank: int) -> None:
+        """The rank is gone; what it has not handed over by now never comes."""
+        if rank in self._awaited:
+            self._fail(WorkerDiedError(f"rank {rank} ended while it handed over the files of checkpoint {self.name!r}"))
 
     def seal(self, metrics: bytes, world_size: int) -> None:
         """Every rank has come: commit as soon as everything is stored."""
         self._sealed = (metrics, world_size)
-        self._advance()
+        self.advance()
 
     def cancel(self, error: BaseException) -> None:
         """Gives the checkpoint up, once what is being stored has come to its end."""
-        if self._error is None:
-            self._error = error
-        self._advance()
+        if self._ending is not None:
+            self._fail(error)
 
-    def _open(self, rank: int, name: str) -> None:
-        if self._name is None:
-            self._name, self._named_by = name, rank
-            self._checkpoint = self._writer.begin_checkpoint(name, self._report)
-        elif name != self._name:
-            raise ReportError(
-                f"{ranks_text([self._named_by])} named the checkpoint of report {self._report} {self._name!r}, but rank {rank} "
-                f"named it {name!r}; pass the same checkpoint_dir_name on every rank that reports a checkpoint"
-            )
-
-    def _store(self, checkpoint: CheckpointWriter, shard: StagedShard, *, in_place: bool) -> Future[ShardReceipt]:
-        self._progress.uploading(checkpoint.name, sum(file.size_bytes for file in shard.files))
-        if in_place:
-            return checkpoint.register_shard(shard)
-        return checkpoint.store_shard(shard, self._progress.uploaded_bytes)
-
-    def _stored(self, future: Future[ShardReceipt]) -> None:
-        self._storing -= 1
-        error = future.exception()
-        if error is None:
-            self._receipts.append(future.result())
-        elif self._error is None:
-            self._error = error
-        self._advance()
-
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Goes on to the commit, or to the end without one, where nothing has to be waited for any more."""
         if self._storing or self._ending is None:
             return
         if self._error is not None:
             self._give_up()
-        elif self._sealed is not None and self._checkpoint is not None:
+        elif self._sealed is not None and not self._awaited and self._checkpoint is not None and self._may_commit():
             metrics, world_size = self._sealed
             receipts = sorted(self._receipts, key=lambda receipt: receipt.rank)
             ending, self._ending = self._ending, None
@@ -120,6 +164,54 @@ class CheckpointRound:
                 return checkpoint.commit(receipts, metrics=metrics, world_size=world_size, attempt=self._attempt)
 
             self._reactor.when_done(self._writer.submit(commit), lambda done: self._committed(done, ending))
+
+    def _open(self, rank: int, name: str) -> CheckpointWriter:
+        if self._checkpoint is None:
+            self._name, self._named_by = name, rank
+            self._checkpoint = self._writer.begin_checkpoint(name, self.report)
+        elif name != self._name:
+            raise ReportError(
+                f"{ranks_text([self._named_by])} named the checkpoint of report {self.report} {self._name!r}, but rank {rank} "
+                f"named it {name!r}; pass the same checkpoint_dir_name on every rank that reports a checkpoint"
+            )
+        return self._checkpoint
+
+    def _expect(self, rank: int, shard: StagedShard) -> None:
+        files = regular_files(shard)
+        if files:
+            self._awaited[rank] = _Awaited(shard, files)
+        others = tuple(file for file in shard.files if file.kind != "file")
+        if others or shard.metadata is not None or not files:
+            assert self._checkpoint is not None
+            self._follow(self._checkpoint.store_shard(msgspec.structs.replace(shard, files=others)))
+
+    def _follow(self, future: Future[ShardReceipt], *, num_descriptors: int = 0) -> None:
+        self._storing += 1
+        self._reactor.when_done(future, lambda done: self._stored(done, num_descriptors))
+
+    def _stored(self, future: Future[ShardReceipt], num_descriptors: int) -> None:
+        self._storing -= 1
+        if num_descriptors:
+            self._files_closed(num_descriptors)
+        error = future.exception()
+        if error is None:
+            self._receipts.append(future.result())
+            self.advance()
+        else:
+            self._fail(error)
+
+    def _close(self, descriptors: list[int]) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._files_closed(len(descriptors))
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+            self._awaited.clear()
+            if self._checkpoint is not None:
+                self._checkpoint.stop()
+        self.advance()
 
     def _give_up(self) -> None:
         ending, self._ending = self._ending, None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from holdfast.controller.group import Engine, Exit, Listener, WorkerGroup
+from holdfast.engines.local.files import FileConnections
 from holdfast.engines.local.group import Connection
 from holdfast.worker import protocol
 from holdfast.worker.channel import Channel
@@ -31,13 +32,22 @@ if TYPE_CHECKING:
 class InProcessGroup(WorkerGroup):
     """The caller's thread as the only worker."""
 
-    def __init__(self, connection: Connection, thread: threading.Thread) -> None:
+    def __init__(self, connection: Connection, files: FileConnections, thread: threading.Thread) -> None:
         self._connection = connection
+        self._files = files
         self._thread = thread
 
     def send(self, rank: int, frame: bytes) -> None:
         """Answers the function."""
         self._connection.send(frame)
+
+    def tell(self, rank: int, frame: bytes) -> None:
+        """Tells the function's side."""
+        self._files.tell(rank, frame)
+
+    def files_closed(self, count: int) -> None:
+        """Goes on reading where it was paused."""
+        self._files.closed(count)
 
     def interrupt(self, ranks: Iterable[int]) -> None:
         """Ctrl-C once more, for a function that has not come to a call since the first; its handler raises then."""
@@ -51,8 +61,9 @@ class InProcessGroup(WorkerGroup):
         """Nothing: no other rank waits."""
 
     def close(self) -> None:
-        """Frees the socket."""
+        """Frees the sockets."""
         self._connection.close()
+        self._files.close()
 
 
 class InProcessEngine(Engine):
@@ -80,6 +91,8 @@ class InProcessEngine(Engine):
         """Queues the function for the thread that called `fit()`."""
         ours, theirs = socket.socketpair()
         connection = Connection(reactor, ours, 0, listener)
+        files = FileConnections(reactor, listener)
+        files_end = files.add(0)
         job = msgspec.structs.replace(jobs[0], local_rank=0, local_world_size=1, node_rank=0)
 
         def work(run: bool) -> None:
@@ -88,7 +101,7 @@ class InProcessEngine(Engine):
             os.environ.update(job.environment)
             try:
                 if run:
-                    code = execute(job, Channel(theirs), self._task, in_own_process=False)
+                    code = execute(job, Channel(theirs), files_end, self._task, in_own_process=False)
             finally:
                 for name, value in saved.items():
                     if value is None:
@@ -96,13 +109,14 @@ class InProcessEngine(Engine):
                     else:
                         os.environ[name] = value
                 theirs.close()
-                reactor.post(lambda: self._ended(connection, listener, code))
+                files_end.close()
+                reactor.post(lambda: self._ended(connection, files, listener, code))
 
         if self._cancelled:
             work(False)
         else:
             self._work.put(work)
-        return InProcessGroup(connection, self._thread)
+        return InProcessGroup(connection, files, self._thread)
 
     def run_work(self) -> None:
         """Runs functions in the calling thread until `close`.
@@ -132,6 +146,7 @@ class InProcessEngine(Engine):
         self.value = value
 
     @staticmethod
-    def _ended(connection: Connection, listener: Listener, code: int) -> None:
+    def _ended(connection: Connection, files: FileConnections, listener: Listener, code: int) -> None:
+        files.drain(0)
         connection.drain()
         listener.on_exit(0, Exit(code))

@@ -64,8 +64,16 @@ class CheckpointWriter:
         self._futures: list[Future[ShardReceipt]] = []
         self._ended = False
 
-    def store_shard(self, shard: StagedShard, on_bytes: Callable[[int], None] | None = None) -> Future[ShardReceipt]:
-        """Begins to store a rank's files; readers see nothing of them until the commit.
+    def store_shard(
+        self,
+        shard: StagedShard,
+        on_bytes: Callable[[int], None] | None = None,
+        descriptors: dict[str, int] | None = None,
+    ) -> Future[ShardReceipt]:
+        """Begins to store files of a rank, all or a part; readers see nothing of them until the commit.
+
+        Args:
+            descriptors: Open files by path, to be read and closed, if they were handed over so.
 
         Raises:
             CheckpointExistsError: Something else lies under the checkpoint's name.
@@ -80,7 +88,9 @@ class CheckpointWriter:
                     # Dying on the next line leaves a mark without files; with files it says that they are ours.
                     self._store.write(layout.pending_key(self.name), b"{}")
             self._begin(in_place=False)
-            future = self._owner.uploader().store_shard(shard, self._store, self._place, on_bytes=on_bytes)
+            future = self._owner.uploader().store_shard(
+                shard, self._store, self._place, on_bytes=on_bytes, descriptors=descriptors
+            )
             self._shards.append(shard)
             self._futures.append(future)
             return future
@@ -137,6 +147,11 @@ class CheckpointWriter:
             self._ended = True
             self._settle(committed, manifest, metadata)
             return committed
+
+    def stop(self) -> None:
+        """Asks what is being stored to end soon, with an error; `abort` follows. Never waits."""
+        for future in list(self._futures):
+            future.cancel()
 
     def abort(self) -> None:
         """Removes what was stored so far, unless it was committed; safe to repeat, never raises."""

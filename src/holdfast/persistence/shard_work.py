@@ -143,6 +143,7 @@ class ShardWork:
         self._future.stop_event.set()
 
     def _finish(self) -> None:
+        self._transfer.close()
         self._ended(self._future)
         files = tuple(file for file in self._stored if file is not None)
         error = self._error

@@ -54,6 +54,7 @@ def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False) 
                     mode=status.st_mode & 0o7777,
                     mtime_ns=status.st_mtime_ns,
                     ctime_ns=status.st_ctime_ns,
+                    num_links=status.st_nlink,
                 )
             )
         elif kind == stat.S_IFDIR:

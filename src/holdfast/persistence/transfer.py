@@ -37,6 +37,8 @@ class FileTransfer:
         prefix: The key that the files' keys begin with.
         adopt: Files may be hard-linked instead of copied.
         stop: Set when another file failed or the upload was cancelled.
+        descriptors: Files that were handed over open, by path; they are read whatever lies in the directory now, and
+            closed here.
         linked: The paths of files that were taken over already.
     """
 
@@ -48,6 +50,7 @@ class FileTransfer:
     on_bytes: Callable[[int], None] | None
     retry: RetryPolicy
     stop: threading.Event
+    descriptors: dict[str, int] = field(default_factory=dict)
     linked: set[str] = field(default_factory=set)
 
     def source(self, file: StagedFile) -> str:
@@ -58,6 +61,17 @@ class FileTransfer:
         """Where it goes."""
         path = layout.decode_path(file.path)
         return f"{self.prefix}/{path}" if self.prefix else path
+
+    def let_go(self, file: StagedFile) -> None:
+        """Closes a file that was handed over open."""
+        descriptor = self.descriptors.pop(file.path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Closes all that were handed over open; nothing reads them any more."""
+        while self.descriptors:
+            os.close(self.descriptors.popitem()[1])
 
     def receipt(self, file: StagedFile, digest: str | None) -> StoredFile:
         """What the receipt says of it."""
@@ -83,7 +97,10 @@ def store_file(transfer: FileTransfer, file: StagedFile) -> StoredFile:
     """
     if file.kind != "file":
         return _retried(transfer, file, _store_special)
-    return _retried(transfer, file, _store_regular)
+    try:
+        return _retried(transfer, file, _store_regular)
+    finally:
+        transfer.let_go(file)
 
 
 def register_file(transfer: FileTransfer, file: StagedFile) -> StoredFile:
@@ -128,31 +145,37 @@ def _store_special(transfer: FileTransfer, file: StagedFile) -> StoredFile:
 
 def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
     source = transfer.source(file)
-    descriptor = _open(source)
+    held = transfer.descriptors.get(file.path)
+    descriptor = _open(source) if held is None else held
     try:
-        # A link changes the times of the inode, so of a file that was taken over only size and mtime still tell.
+        # A link changes the times of the inode, so of a file that was taken over only size and mtime still tell; and so
+        # does the removal of one that was handed over open.
         is_linked = file.path in transfer.linked
         status = os.fstat(descriptor)
-        _check_unmodified(source, file, status, with_ctime=not is_linked)
+        is_removed = held is not None and status.st_nlink < file.num_links
+        _check_unmodified(source, file, status, with_ctime=not is_linked and not is_removed)
         progress = _Progress(transfer, file)
         try:
             # What has other names already may be written to through them: that is copied.
             if not is_linked and transfer.adopt and status.st_nlink == 1:
-                is_linked = _adopt(transfer, file, source, descriptor)
+                is_linked = _adopt(transfer, file, source if held is None else held, descriptor)
             digest = None if is_linked else _copy(transfer, file, descriptor, progress)
             if digest is None:
                 digest = digest_fd(descriptor, file.size_bytes, progress.hasher)
-            _check_unmodified(source, file, os.fstat(descriptor), with_ctime=not is_linked)
+            status = os.fstat(descriptor)
+            is_removed = held is not None and status.st_nlink < file.num_links
+            _check_unmodified(source, file, status, with_ctime=not is_linked and not is_removed)
         except BaseException:
             progress.take_back()
             raise
         progress.complete()
     finally:
-        os.close(descriptor)
+        if held is None:
+            os.close(descriptor)
     return transfer.receipt(file, digest)
 
 
-def _adopt(transfer: FileTransfer, file: StagedFile, source: str, descriptor: int) -> bool:
+def _adopt(transfer: FileTransfer, file: StagedFile, source: str | int, descriptor: int) -> bool:
     """Whether the store has the file by a hard link now; False: copy it (or digest it, where it is there already)."""
     key = transfer.key(file)
     try:
@@ -162,7 +185,7 @@ def _adopt(transfer: FileTransfer, file: StagedFile, source: str, descriptor: in
         return False
     place = transfer.store.local_path(key)
     if place is not None and os.lstat(place).st_ino != os.fstat(descriptor).st_ino:
-        raise _modified(source, "it was replaced by another file")
+        raise _modified(transfer.source(file), "it was replaced by another file")
     transfer.linked.add(file.path)
     return True
 

@@ -37,7 +37,13 @@ class Uploader:
         self._is_closed = False
 
     def store_shard(
-        self, shard: StagedShard, store: Store, prefix: str, *, on_bytes: Callable[[int], None] | None = None
+        self,
+        shard: StagedShard,
+        store: Store,
+        prefix: str,
+        *,
+        on_bytes: Callable[[int], None] | None = None,
+        descriptors: dict[str, int] | None = None,
     ) -> Future[ShardReceipt]:
         """Copies (or takes over) a shard's files to below `prefix`, several at once.
 
@@ -47,13 +53,15 @@ class Uploader:
         Args:
             on_bytes: Told of stored bytes as they come, from several threads; a negative number takes back what a
                 failed try had told.
+            descriptors: Open files, by path, that are read instead of what lies in the shard's directory; they are
+                closed when the shard is done, however it ends.
 
         Returns:
             The receipt to come, or the first error: `ShardModifiedError` for a file that changed or vanished since it
             was staged, `CheckpointSourceError` for one that cannot be read, `StorageError` for a failed write. All
             threads have let go of the shard when it is done.
         """
-        return self._run(shard, store, prefix, store_file, on_bytes)
+        return self._run(shard, store, prefix, store_file, on_bytes, descriptors)
 
     def register_shard(self, shard: StagedShard, store: Store, prefix: str) -> Future[ShardReceipt]:
         """Digests files that lie in their final place below `prefix`, without writing anything.
@@ -96,7 +104,13 @@ class Uploader:
         self._pool.shutdown(wait=True)
 
     def _run(
-        self, shard: StagedShard, store: Store, prefix: str, step: Step, on_bytes: Callable[[int], None] | None
+        self,
+        shard: StagedShard,
+        store: Store,
+        prefix: str,
+        step: Step,
+        on_bytes: Callable[[int], None] | None,
+        descriptors: dict[str, int] | None = None,
     ) -> Future[ShardReceipt]:
         future = ShardFuture()
         transfer = FileTransfer(
@@ -108,10 +122,12 @@ class Uploader:
             on_bytes=on_bytes,
             retry=self._retry,
             stop=future.stop_event,
+            descriptors=descriptors or {},
         )
         work = ShardWork(shard, transfer, step, future, ended=self._ended, most_threads=self._threads)
         with self._guard:
             if self._is_closed:
+                transfer.close()
                 future.set_exception(StorageError("The upload did not begin: the run is being closed"))
                 return future
             self._running.add(future)

@@ -166,11 +166,14 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def adopt_file(self, key: str, path: str) -> bool:
+    def adopt_file(self, key: str, source: str | int) -> bool:
         """Takes over a file of this machine without copying (hard link); the original stays in place.
 
+        Args:
+            source: Its path, or a descriptor that is open on it.
+
         Returns:
-            False where that cannot be done (another file system, no links, no permission): then copy.
+            False where that cannot be done (another file system, no links, no permission, no name left): then copy.
 
         Raises:
             StoreExistsError: Something lies at `key`.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from holdfast.errors import StorageError, StoreExistsError
+from holdfast.errors import StorageError, StoreExistsError, StoreNotFoundError
 from holdfast.stores.base import AppendHandle, Capabilities, Hasher, Store, StoreEntry, StoreLock
 from holdfast.stores.local_copy import copy_bytes
 from holdfast.stores.local_errors import storage_error
@@ -23,6 +23,7 @@ _CAPABILITIES = Capabilities(
 )
 # Links to files are refused by some file systems (exFAT, some network mounts), across them, and for too many links.
 _NO_LINKS = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK})
+_DESCRIPTORS = "/proc/self/fd"
 _Result = TypeVar("_Result")
 
 
@@ -149,14 +150,18 @@ class LocalStore(Store):
                 raise storage_error("store", path, error) from error
             raise
 
-    def adopt_file(self, key: str, path: str) -> bool:
+    def adopt_file(self, key: str, source: str | int) -> bool:
         """Makes a hard link."""
         target = self._path(key)
+        if isinstance(source, int) and not os.path.isdir(_DESCRIPTORS):
+            return False
         try:
-            self._with_parents("take over", target, lambda: os.link(path, target, follow_symlinks=False))
+            self._with_parents("take over", target, lambda: _link(source, target))
         except StorageError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_LINKS:
                 return False
+            if isinstance(error, StoreNotFoundError) and isinstance(source, int):
+                return False  # its last name is gone; the bytes can only be read
             raise
         return True
 
@@ -285,6 +290,15 @@ class LocalStore(Store):
             raise StorageError(
                 f"Cannot remove the incomplete {path!r} ({os.strerror(error.errno or 0)}) after: {cause}"
             ) from None
+
+
+def _link(source: str | int, target: str) -> None:
+    if isinstance(source, int):
+        # The directory's descriptor has no meaning beside an absolute path; it makes Python call the variant of the
+        # system call that follows the kernel's link to the open file.
+        os.link(f"{_DESCRIPTORS}/{source}", target, src_dir_fd=source, follow_symlinks=True)
+    else:
+        os.link(source, target, follow_symlinks=False)
 
 
 def _link_target(path: str) -> str | None:

@@ -20,11 +20,16 @@ def expect(answer: protocol.Answer, kind: type[A]) -> A:
     if isinstance(answer, kind):
         return answer
     if isinstance(answer, protocol.Refused):
-        if answer.kind == TrainingInterrupted.kind:
-            raise KeyboardInterrupt(answer.text)
-        cls = error_classes().get(answer.kind, HoldfastError)
-        # `__new__` and args by hand: some classes ask for more than a text, which only the driver has.
-        error = cls.__new__(cls)
-        error.args = (answer.text,)
-        raise error
+        raise error_of(answer.kind, answer.text)
     raise HoldfastError(f"the controller answered {type(answer).__name__} where {kind.__name__} was due")
+
+
+def error_of(kind: str, text: str) -> BaseException:
+    """The error that a kind and a text stand for on their way between processes."""
+    if kind == TrainingInterrupted.kind:
+        return KeyboardInterrupt(text)
+    cls = error_classes().get(kind, HoldfastError)
+    # Some constructors ask for more than a text, which only the driver has.
+    error = cls.__new__(cls)
+    error.args = (text,)
+    return error

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import OutsideWorkerError
+from holdfast.worker.pending import Inbox
 
 if TYPE_CHECKING:
+    import socket
     from typing import Any
 
     from holdfast.worker.channel import Channel
@@ -74,18 +76,23 @@ class WorkerState:
     """Everything that `report` and its relatives need; one a worker, gone when the function has ended.
 
     Attributes:
+        files: Where files are handed over open.
+        inbox: What became of those that were.
         next_report: The index that the next call of `report` counts.
         checkpoint: The latest committed checkpoint, the same on every rank at every report.
     """
 
     job: Job
     channel: Channel
+    files: socket.socket
+    inbox: Inbox = field(init=False)
     context: TrainContext = field(init=False)
     next_report: int = field(init=False)
     checkpoint: Checkpoint | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.context = TrainContext(self.job)
+        self.inbox = Inbox(self.files, self.committed)
         self.next_report = self.job.first_report
         if self.job.checkpoint is not None:
             self.checkpoint = self.committed(self.job.checkpoint)

@@ -35,8 +35,12 @@ def call_with_config(function: Callable[..., Any], config: dict[str, Any] | None
     return function(config if config is not None else {}) if takes else function()
 
 
-def run_job(connection: socket.socket) -> int:
+def run_job(connection: socket.socket, files: socket.socket) -> int:
     """Runs one job from the first message to the last, in a process made for it.
+
+    Args:
+        connection: To the controller.
+        files: To the node, for files that are handed over open.
 
     Returns:
         The exit code: 0 if the function returned, 1 if it raised.
@@ -49,7 +53,8 @@ def run_job(connection: socket.socket) -> int:
     if not isinstance(job, protocol.Job):
         return 1
     _settle(job)
-    return execute(job, channel, Work(lambda: cloudpickle.loads(job.payload), _pickled), in_own_process=True)
+    work = Work(lambda: cloudpickle.loads(job.payload), _pickled)
+    return execute(job, channel, files, work, in_own_process=True)
 
 
 def _settle(job: protocol.Job) -> None:
@@ -80,13 +85,13 @@ class Work:
     deliver: Callable[[Any], bytes | None]
 
 
-def execute(job: protocol.Job, channel: Channel, work: Work, *, in_own_process: bool) -> int:
+def execute(job: protocol.Job, channel: Channel, files: socket.socket, work: Work, *, in_own_process: bool) -> int:
     """Runs the job's function and reports its end to the controller.
 
     Args:
         in_own_process: False where the function runs in the user's own program, which Ctrl-C must still reach.
     """
-    state = context.WorkerState(job, channel)
+    state = context.WorkerState(job, channel, files)
     context.enter(state)
     try:
         value = _run(work, state)

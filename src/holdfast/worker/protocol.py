@@ -30,6 +30,7 @@ class ReportCall(Message, frozen=True):
         shard: What to store, or None for metrics alone.
         name: The checkpoint's directory name where the user chose one.
         in_place: The shard lies at its final place already and is only registered.
+        waits: The answer comes once the report is complete and committed; else as soon as the node has room for it.
     """
 
     index: int
@@ -37,6 +38,43 @@ class ReportCall(Message, frozen=True):
     shard: StagedShard | None = None
     name: str | None = None
     in_place: bool = False
+    waits: bool = True
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether the shard's files follow, open, on the socket for them."""
+        return self.shard is not None and not self.in_place and not self.waits
+
+
+class Files(Message, frozen=True):
+    """Open files of a shard; the descriptors come with the frame.
+
+    Attributes:
+        index: The report's index.
+        first: Which of the shard's regular files the first one is.
+        count: How many they are.
+    """
+
+    index: int
+    first: int
+    count: int
+
+
+class Abandoned(Message, frozen=True):
+    """The worker could not hand over the rest of a shard."""
+
+    index: int
+    kind: str
+    text: str
+
+
+class Settled(Message, frozen=True):
+    """The node tells what became of a checkpoint that was handed over: its name, or why there is none."""
+
+    index: int
+    checkpoint: str | None
+    kind: str = ""
+    text: str = ""
 
 
 class BarrierCall(Message, frozen=True):
@@ -80,9 +118,15 @@ class Failed(Message, frozen=True):
 
 
 class Proceed(Message, frozen=True):
-    """The call is done; `checkpoint` names what it committed."""
+    """The call is done.
+
+    Attributes:
+        checkpoint: What it committed.
+        latest: The latest committed checkpoint as every rank sees it after this call, where that is news.
+    """
 
     checkpoint: str | None = None
+    latest: str | None = None
 
 
 class Refused(Message, frozen=True):

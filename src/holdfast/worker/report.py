@@ -19,6 +19,7 @@ from holdfast.reported import CheckpointStatus, ReportedCheckpoint
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
 from holdfast.worker.context import WorkerState, current
+from holdfast.worker.handover import hand_over
 from holdfast.worker.pending import PendingCheckpoint
 
 UploadFunction = Callable[[Checkpoint, str], Checkpoint]
@@ -38,6 +39,11 @@ def report(
     All ranks' files merge into one directory; rank 0's metrics go with it. When it returns in `SYNC` mode the
     checkpoint is committed, on every rank, and survives the death of every process.
 
+    In `ASYNC` mode it returns at once and training goes on. The node then holds the files open: the directory may be
+    deleted and the worker may die. The checkpoint is committed once every rank has made the report and its bytes are
+    stored, in the order of the reports. It waits, and says so, while more than
+    `RunConfig.max_pending_checkpoints` are on their way. What cannot be stored is an error of a later `report`.
+
     Args:
         metrics: JSON values; NumPy values and 0-d tensors are converted; copied at the call.
         checkpoint: The directory to store, on each rank that has something to store.
@@ -51,7 +57,7 @@ def report(
         validation: Validation beside training is not in this version; only False.
 
     Returns:
-        A `PendingCheckpoint` that is done.
+        A `PendingCheckpoint`: done, or in `ASYNC` mode on its way.
 
     Raises:
         OutsideWorkerError: Called outside a training function.
@@ -69,11 +75,16 @@ def report(
         raise ConfigurationError(
             "report(validation=...): this version does not validate beside training; leave it False"
         )
+    if not isinstance(checkpoint_upload_mode, CheckpointUploadMode):
+        raise ConfigurationError(
+            f"report(checkpoint_upload_mode=...) takes a CheckpointUploadMode, not {checkpoint_upload_mode!r}"
+        )
+    waits = checkpoint_upload_mode is not CheckpointUploadMode.ASYNC
     encoded = encode_metrics(metrics)
     if state.job.score_attribute is not None:
         score_of(metrics, state.job.score_attribute)
     if checkpoint is None:
-        question = protocol.ReportCall(state.next_report, encoded)
+        question = protocol.ReportCall(state.next_report, encoded, waits=waits)
     else:
         question = _with_checkpoint(
             state,
@@ -87,10 +98,14 @@ def report(
     # Counted before the wait: a refused report was made all the same, on every rank alike.
     state.next_report += 1
     answer = expect(state.channel.ask(question), protocol.Proceed)
-    if answer.checkpoint is not None:
-        state.checkpoint = state.committed(answer.checkpoint)
-        return PendingCheckpoint(state.checkpoint)
-    return PendingCheckpoint(None)
+    if answer.latest is not None:
+        state.checkpoint = state.committed(answer.latest)
+    if waits:
+        return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
+    pending = state.inbox.expect(question.index)
+    if question.hands_over and question.shard is not None:
+        hand_over(state.files, question.index, question.shard)
+    return pending
 
 
 def _with_checkpoint(
@@ -107,8 +122,6 @@ def _with_checkpoint(
             f"report(checkpoint=...) takes a holdfast.Checkpoint, not {type(checkpoint).__name__}; "
             "make one with Checkpoint.from_directory(path)"
         )
-    if not isinstance(mode, CheckpointUploadMode):
-        raise ConfigurationError(f"report(checkpoint_upload_mode=...) takes a CheckpointUploadMode, not {mode!r}")
     if name is not None:
         layout.check_name(name, "report(checkpoint_dir_name=...)")
     in_place = mode is CheckpointUploadMode.NO_UPLOAD
@@ -121,7 +134,8 @@ def _with_checkpoint(
     else:
         adopt = mode is CheckpointUploadMode.ASYNC if delete_local is None else delete_local
         shard = _stage_local(checkpoint, state.job.rank, adopt)
-    return protocol.ReportCall(state.next_report, encoded, shard, name, in_place)
+    waits = mode is not CheckpointUploadMode.ASYNC
+    return protocol.ReportCall(state.next_report, encoded, shard, name, in_place, waits)
 
 
 def _stage_local(checkpoint: Checkpoint, rank: int, adopt: bool) -> StagedShard:

@@ -22,17 +22,17 @@ def become_worker(descriptors: list[int], zygote_pid: int) -> None:
     """Makes this process a worker, runs its job, and ends it. Never returns.
 
     Args:
-        descriptors: The socket to the controller, and where stdout and stderr go.
+        descriptors: The sockets to the controller and for open files, and where stdout and stderr go.
         zygote_pid: The parent; should it be gone already, so is the driver.
     """
     code = 70
     try:
         _detach(zygote_pid)
-        _connect_output(descriptors[1], descriptors[2])
-        connection = socket.socket(fileno=descriptors[0])
+        _connect_output(descriptors[2], descriptors[3])
+        connection, files = socket.socket(fileno=descriptors[0]), socket.socket(fileno=descriptors[1])
         from holdfast.worker.main import run_job
 
-        code = run_job(connection)
+        code = run_job(connection, files)
         _say_goodbye()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -83,4 +83,4 @@ def _say_goodbye() -> None:
 
 
 if __name__ == "__main__":
-    become_worker([int(text) for text in sys.argv[1:4]], int(sys.argv[4]))
+    become_worker([int(text) for text in sys.argv[1:5]], int(sys.argv[5]))

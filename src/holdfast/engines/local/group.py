@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from holdfast.controller.group import Exit, Listener, WorkerGroup
-from holdfast.controller.reactor import READABLE, WRITABLE
 from holdfast.engines.local import memory, wire
 from holdfast.engines.local.child import STACKS_SIGNAL
+from holdfast.engines.local.duplex import Duplex
+from holdfast.engines.local.files import FileConnections
 from holdfast.worker import protocol
 
 if TYPE_CHECKING:
@@ -24,33 +25,18 @@ _HEADER_BYTES = protocol.HEADER.size
 
 
 class Connection:
-    """The controller's end of one worker's socket: frames in and out, never blocking."""
+    """The controller's end of one worker's socket: questions in, answers out."""
 
     def __init__(self, reactor: Reactor, connection: socket.socket, rank: int, listener: Listener) -> None:
-        connection.setblocking(False)
-        self._reactor = reactor
+        self._duplex = Duplex(reactor, connection, self._read)
         self._socket = connection
-        self._descriptor = connection.fileno()
         self._rank = rank
         self._listener = listener
         self._incoming = bytearray()
-        self._outgoing = bytearray()
-        reactor.watch(self._descriptor, self._ready)
 
     def send(self, frame: bytes) -> None:
-        """Sends as much as fits and keeps the rest; a worker that is gone is no error."""
-        if not self._outgoing:
-            try:
-                sent = self._socket.send(frame)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                return
-            if sent == len(frame):
-                return
-            frame = frame[sent:]
-            self._reactor.watch(self._descriptor, self._ready, READABLE | WRITABLE)
-        self._outgoing += frame
+        """Sends or queues a frame; a worker that is gone is no error."""
+        self._duplex.send(frame)
 
     def drain(self) -> None:
         """Delivers what a worker that has ended had still said."""
@@ -59,26 +45,7 @@ class Connection:
 
     def close(self) -> None:
         """Frees the socket; safe to repeat."""
-        self._reactor.forget(self._descriptor)
-        self._descriptor = -1
-        self._socket.close()
-
-    def _ready(self, events: int) -> None:
-        if events & WRITABLE:
-            self._write()
-        if events & READABLE:
-            self._read()
-
-    def _write(self) -> None:
-        try:
-            sent = self._socket.send(self._outgoing)
-        except BlockingIOError:
-            return
-        except OSError:
-            sent = len(self._outgoing)
-        del self._outgoing[:sent]
-        if not self._outgoing:
-            self._reactor.watch(self._descriptor, self._ready)
+        self._duplex.close()
 
     def _read(self) -> bool:
         """Reads once; False when nothing more is to be had now."""
@@ -89,7 +56,7 @@ class Connection:
         except OSError:
             data = b""
         if not data:
-            self._reactor.forget(self._descriptor)  # its exit follows from the zygote
+            self._duplex.read_on(False)  # its exit follows from the zygote
             return False
         buffer = self._incoming
         if not buffer and len(data) >= _HEADER_BYTES and len(data) == _HEADER_BYTES + _body_bytes(data):
@@ -130,6 +97,7 @@ class LocalGroup(WorkerGroup):
         self._port = port
         self._listener = listener
         self._connections: dict[int, Connection] = {}
+        self._files = FileConnections(reactor, listener)
         self._ranks: dict[int, int] = {}
         self._tokens: dict[int, int] = {}
         self._killed_before = memory.out_of_memory_kills()
@@ -143,14 +111,16 @@ class LocalGroup(WorkerGroup):
         """
         for job in jobs:
             ours, theirs = socket.socketpair()
+            files = self._files.add(job.rank)
             stdout, stderr = self._pump.add(job.rank)
             try:
-                token = self._zygote.spawn((theirs.fileno(), stdout, stderr))
+                token = self._zygote.spawn((theirs.fileno(), files.fileno(), stdout, stderr))
             except BaseException:
                 ours.close()
                 raise
             finally:
                 theirs.close()
+                files.close()
                 os.close(stdout)
                 os.close(stderr)
             self._ranks[token] = job.rank
@@ -165,6 +135,14 @@ class LocalGroup(WorkerGroup):
         connection = self._connections.get(rank)
         if connection is not None:
             connection.send(frame)
+
+    def tell(self, rank: int, frame: bytes) -> None:
+        """Sends or queues a frame on the socket for files."""
+        self._files.tell(rank, frame)
+
+    def files_closed(self, count: int) -> None:
+        """Goes on reading where it was paused."""
+        self._files.closed(count)
 
     def interrupt(self, ranks: Iterable[int]) -> None:
         """SIGINT to each of the workers, not to what it has started."""
@@ -184,6 +162,7 @@ class LocalGroup(WorkerGroup):
         self._reactor.forget(self._zygote.fileno())
         for connection in self._connections.values():
             connection.close()
+        self._files.close()
         self._port.close()
         self._pump.close()
 
@@ -214,6 +193,7 @@ class LocalGroup(WorkerGroup):
         if rank is None:
             return
         # What it said before it ended may still lie in the socket, and goes first.
+        self._files.drain(rank)
         self._connections[rank].drain()
         self._connections[rank].close()
         self._listener.on_exit(rank, ended)

@@ -80,8 +80,8 @@ class Zygote:
         self._send(wire.Preload(new))
         return True
 
-    def spawn(self, descriptors: tuple[int, int, int]) -> int:
-        """Starts a worker on copies of a socket, stdout and stderr; returns its token."""
+    def spawn(self, descriptors: tuple[int, int, int, int]) -> int:
+        """Starts a worker on copies of its two sockets, stdout and stderr; returns its token."""
         self._tokens += 1
         self._send(wire.Spawn(self._tokens, self.can_fork), descriptors)
         return self._tokens

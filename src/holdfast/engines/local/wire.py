@@ -24,7 +24,7 @@ class Preload(ZygoteMessage, frozen=True):
 
 
 class Spawn(ZygoteMessage, frozen=True):
-    """Driver: start a worker. Its three descriptors come with the frame: socket, stdout, stderr.
+    """Driver: start a worker. Its four descriptors come with the frame: two sockets, stdout, stderr.
 
     Attributes:
         token: Names the worker in later messages.

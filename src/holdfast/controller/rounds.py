@@ -1,0 +1,147 @@
+"""The checkpoints of one attempt that are on their way, in the order of their reports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast.controller.round import CheckpointRound
+from holdfast.worker import protocol
+
+if TYPE_CHECKING:
+    from holdfast.controller.meetings import Meeting
+    from holdfast.controller.observer import RunObserver
+    from holdfast.controller.reactor import Reactor
+    from holdfast.persistence.writer import RunWriter
+    from holdfast.records import CommittedCheckpoint
+
+Ended = Callable[["Meeting", "CommittedCheckpoint | None", "BaseException | None"], None]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much may be on its way while training goes on; see `RunConfig`."""
+
+    max_pending_checkpoints: int
+    max_pending_bytes: int | None
+
+
+class Rounds:
+    """Stores several checkpoints at once and commits them one after another.
+
+    Args:
+        ended: Told once of each, with the checkpoint or an error.
+        files_closed: Told how many descriptors of files that workers handed over are closed.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        writer: RunWriter,
+        observer: RunObserver,
+        attempt: int,
+        bounds: Bounds,
+        *,
+        ended: Ended,
+        files_closed: Callable[[int], None],
+    ) -> None:
+        self._reactor = reactor
+        self._writer = writer
+        self._observer = observer
+        self._attempt = attempt
+        self._bounds = bounds
+        self._ended = ended
+        self._files_closed = files_closed
+        self._open: dict[int, tuple[Meeting, CheckpointRound]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all that are on their way."""
+        return sum(round_.num_bytes for _, round_ in self._open.values())
+
+    def has_room(self, ordinal: int, num_bytes: int) -> bool:
+        """Whether another shard may begin.
+
+        Only earlier reports count. So the earliest may always go on, which those that wait for it depend on.
+
+        Args:
+            ordinal: Of the meeting that the shard belongs to.
+        """
+        earlier = [round_ for each, (_, round_) in self._open.items() if each < ordinal]
+        if len(earlier) > self._bounds.max_pending_checkpoints:
+            return False
+        limit = self._bounds.max_pending_bytes
+        return limit is None or not earlier or sum(round_.num_bytes for round_ in earlier) + num_bytes <= limit
+
+    def add(self, meeting: Meeting, rank: int, call: protocol.ReportCall) -> None:
+        """Begins to store a rank's shard."""
+        found = self._open.get(meeting.ordinal)
+        if found is None:
+            ordinal = meeting.ordinal
+            round_ = CheckpointRound(
+                self._reactor,
+                self._writer,
+                self._observer,
+                self._attempt,
+                call.index,
+                lambda checkpoint, error: self._end(meeting, checkpoint, error),
+                may_commit=lambda: ordinal == min(self._open),
+                files_closed=self._files_closed,
+            )
+            found = self._open[ordinal] = (meeting, round_)
+        found[1].add(rank, call)
+
+    def name_of(self, meeting: Meeting) -> str | None:
+        """What the meeting's checkpoint will be called; None where it has none."""
+        found = self._open.get(meeting.ordinal)
+        return found[1].name if found is not None else None
+
+    def seal(self, meeting: Meeting, metrics: bytes, world_size: int) -> bool:
+        """Every rank has come to the meeting; False where none brought a shard."""
+        found = self._open.get(meeting.ordinal)
+        if found is not None:
+            found[1].seal(metrics, world_size)
+        return found is not None
+
+    def take(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
+        """Files of a shard that a rank handed over open."""
+        for _, round_ in list(self._open.values()):
+            if message.index in (round_.report, -1):
+                round_.take(rank, message, descriptors)
+                if message.index >= 0:
+                    return
+        for descriptor in descriptors:  # of a checkpoint that was given up
+            os.close(descriptor)
+        if descriptors:
+            self._files_closed(len(descriptors))
+
+    def lose(self, rank: int) -> None:
+        """The rank is gone."""
+        for _, round_ in list(self._open.values()):
+            round_.lose(rank)
+
+    def cancel(self, meeting: Meeting, error: BaseException) -> bool:
+        """Gives the meeting's checkpoint up; False where it has none. Its end is told as any other."""
+        found = self._open.get(meeting.ordinal)
+        if found is not None:
+            found[1].cancel(error)
+        return found is not None
+
+    def promised(self) -> list[Meeting]:
+        """The meetings whose checkpoints are on their way while no rank waits for them."""
+        return [meeting for meeting, _ in self._open.values() if meeting.promised]
+
+    def anyone_waits(self) -> bool:
+        """Whether a rank waits for nothing but storage."""
+        return any(round_.sealed and meeting.unanswered for meeting, round_ in self._open.values())
+
+    def _end(self, meeting: Meeting, checkpoint: CommittedCheckpoint | None, error: BaseException | None) -> None:
+        del self._open[meeting.ordinal]
+        self._ended(meeting, checkpoint, error)
+        for _, round_ in sorted(self._open.items()):
+            round_[1].advance()

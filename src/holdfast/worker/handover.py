@@ -1,0 +1,152 @@
+"""Open files on their way from a worker to its node: descriptors beside small frames, over a socket of their own.
+
+From the moment that `hand_over` returns, the node holds the bytes: the worker may delete the files, or die. Nothing is
+copied. On the same socket the node tells, unasked, what became of each checkpoint that was handed over.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from holdfast.errors import CheckpointSourceError, DriverLostError, HoldfastError, ShardModifiedError
+from holdfast.persistence import layout
+from holdfast.records import StagedFile, StagedShard
+from holdfast.worker import protocol
+
+# The kernel takes 253 at most in one message.
+_PER_MESSAGE = 250
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_REPLACED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+_CHUNK_BYTES = 1 << 16
+_FULL_WAIT_S = 0.001
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(protocol.Files | protocol.Abandoned).decode
+
+
+def regular_files(shard: StagedShard) -> list[StagedFile]:
+    """The files that are handed over open, in the order in which they come; links and directories need no bytes."""
+    return [file for file in shard.files if file.kind == "file"]
+
+
+def hand_over(connection: socket.socket, index: int, shard: StagedShard) -> None:
+    """Sends a shard's files, open, to the node; waits only where the node has all it can hold.
+
+    Args:
+        connection: The worker's end.
+        index: The report that the shard belongs to.
+
+    Raises:
+        ShardModifiedError: A file vanished or was replaced since it was staged.
+        CheckpointSourceError: A file cannot be read.
+        DriverLostError: The node is gone.
+    """
+    root = layout.decode_path(shard.root)
+    files = regular_files(shard)
+    try:
+        for first in range(0, len(files), _PER_MESSAGE):
+            descriptors: list[int] = []
+            try:
+                # One after another into the list, so that an error leaves none unclosed.
+                batch = files[first : first + _PER_MESSAGE]
+                descriptors.extend(_open(f"{root}/{layout.decode_path(file.path)}") for file in batch)
+                _send(connection, protocol.Files(index, first, len(descriptors)), descriptors)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+    except HoldfastError as error:
+        if not isinstance(error, DriverLostError):
+            _send(connection, protocol.Abandoned(index, error.kind, str(error)), [])
+        raise
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, _READ)
+    except OSError as error:
+        if error.errno in _REPLACED:
+            raise ShardModifiedError(
+                f"{path!r} vanished or was replaced while it was being reported; leave the directory alone until `report` "
+                "has returned"
+            ) from error
+        raise CheckpointSourceError(f"Cannot read {path!r}: {os.strerror(error.errno or 0)}") from error
+
+
+def _send(connection: socket.socket, message: protocol.Message, descriptors: Sequence[int]) -> None:
+    frame = _frame(message)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    while True:
+        try:
+            sent = connection.sendmsg([frame], ancillary)
+            if sent < len(frame):
+                connection.sendall(frame[sent:])
+            return
+        except OSError as error:
+            # More are on their way than the kernel allows at once: the node is about to take some.
+            if error.errno == errno.ETOOMANYREFS:
+                time.sleep(_FULL_WAIT_S)
+                continue
+            raise DriverLostError(f"the driver of this worker is gone ({error})") from error
+
+
+def _frame(message: protocol.Message) -> bytes:
+    body = _encode(message)
+    return protocol.HEADER.pack(len(body)) + body
+
+
+class Receiver:
+    """The node's end: takes frames and their descriptors from a socket that does not block."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._buffer = bytearray()
+        self._descriptors: deque[int] = deque()
+        self.at_end = False
+
+    def receive(self) -> Iterator[tuple[protocol.Files | protocol.Abandoned, list[int]]]:
+        """What has come since the last call; each message with its descriptors, which the caller closes.
+
+        Raises:
+            OSError: This process may open no more files; what could not be opened is lost.
+        """
+        try:
+            data, descriptors, flags, _ = socket.recv_fds(self._socket, _CHUNK_BYTES, 2 * _PER_MESSAGE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data, descriptors, flags = b"", [], 0
+        self._descriptors.extend(descriptors)
+        if flags & socket.MSG_CTRUNC:
+            raise OSError(errno.EMFILE, "a file that was handed over could not be opened here: too many open files")
+        if not data:
+            self.at_end = True
+            return
+        self._buffer += data
+        while (body := self._take()) is not None:
+            message = _decode(body)
+            count = message.count if isinstance(message, protocol.Files) else 0
+            yield message, [self._descriptors.popleft() for _ in range(count)]
+
+    def _take(self) -> bytes | None:
+        buffer, head = self._buffer, protocol.HEADER.size
+        if len(buffer) < head:
+            return None
+        end = head + protocol.HEADER.unpack_from(buffer)[0]
+        if len(buffer) < end:
+            return None
+        body = bytes(buffer[head:end])
+        del buffer[:end]
+        return body
+
+    def close(self) -> None:
+        """Closes what came and was never asked for."""
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
