@@ -33,7 +33,7 @@ def as_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
             checkpoint=None,
             first_report=0,
         )
-        context.enter(context.WorkerState(job, channel=None))  # type: ignore[arg-type]
+        context.enter(context.WorkerState(job, channel=None, files=None))  # type: ignore[arg-type]
 
     yield enter
     context.leave()
