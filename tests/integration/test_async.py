@@ -174,7 +174,7 @@ def test_a_synchronous_report_comes_after_the_asynchronous_before_it(tmp_path, g
 
 @pytest.mark.parametrize(
     ("options", "at_once"),
-    [({"max_pending_checkpoints": 0}, 1), ({}, 2), ({"max_pending_checkpoints": 9, "max_pending_bytes": 20}, 2)],
+    [({"max_pending_checkpoints": 0}, 1), ({}, 2), ({"max_pending_checkpoints": 9, "max_pending_bytes": 10}, 2)],
 )
 def test_report_waits_for_room_and_says_so(tmp_path, gate, capfd, options, at_once):
     def loop(config):
@@ -189,7 +189,7 @@ def test_report_waits_for_room_and_says_so(tmp_path, gate, capfd, options, at_on
         for each in pending:
             assert each.result(30)
 
-    run(loop, tmp_path, progress="plain", **options)
+    run(loop, tmp_path, workers=1, progress="plain", **options)
     assert "until there is room" in capfd.readouterr().err
     assert len(kept(tmp_path)) == 4
 
@@ -255,7 +255,9 @@ def test_the_last_checkpoint_that_cannot_be_stored_fails_the_attempt(tmp_path, g
     def loop(config):
         if train.get_checkpoint() is None:
             report_step(1, checkpoint_upload_mode=CheckpointUploadMode.SYNC)
+            (config["base"] / "gate").unlink()
             modify_after_report(2)
+            (config["base"] / "gate").touch()
         return train.get_checkpoint().path
 
     gate.touch()
