@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # rank that is stuck would hold up the restart.
 _LAST_WORDS_S = 0.05
 _UNWIND_S = 0.1
+# Where a report has returned on one rank and others are about to make it: a checkpoint is worth this wait.
+_PROMISE_S = 1.0
 # A run that is stopped ends each rank at its next call, a place of the user's own choosing where no temporary
 # directory is half made or half removed. Who makes no call in this time is interrupted wherever it is.
 _NEXT_CALL_S = 0.5
@@ -114,6 +116,7 @@ class Attempt:
         self._alive = set(range(world_size))
         self._told: set[int] = set()  # have been refused a call because the attempt ends, and unwind
         self._ending: protocol.Refused | None = None
+        self._ending_since = 0.0
         self._stopping = False
         self._timers: dict[str, Timer] = {}
 
@@ -360,12 +363,15 @@ class Attempt:
         if self._ending is None:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             self._ending = protocol.Refused("worker-died", f"rank {rank} has failed, this attempt ends: {first}")
+            self._ending_since = time.monotonic()
             self._set_timer("last words", _LAST_WORDS_S, self._end_survivors)
         self._refuse_open(self._ending)
         self._let_in()
 
     def _end_survivors(self) -> None:
-        if self._rounds.anyone_waits():  # its ranks wait for storage only; their files must stay until it is done
+        # Ranks that wait for storage only need their files until it is done.
+        hopes = self._hopes and time.monotonic() < self._ending_since + _PROMISE_S
+        if self._rounds.anyone_waits() or hopes:
             self._set_timer("last words", _LAST_WORDS_S, self._end_survivors)
             return
         self._interrupt()
@@ -379,9 +385,17 @@ class Attempt:
         So does one in which a report has returned already, while those that are missing may still come.
         """
         for meeting in list(self._meetings.open.values()):
-            may_come = meeting.promised and self._alive.issuperset(meeting.missing)
-            if not meeting.complete and not may_come:
+            if not meeting.complete and not self._may_complete(meeting):
                 self._refuse(meeting, refusal)
+
+    def _may_complete(self, meeting: Meeting) -> bool:
+        """Whether a report that has returned on some ranks may still be made by the others."""
+        gone = self.state.values.keys() | self.state.failures.keys() | self.state.aftermath.keys()
+        return bool(meeting.promised) and self._alive.difference(gone).issuperset(meeting.missing)
+
+    @property
+    def _hopes(self) -> bool:
+        return any(not each.complete and self._may_complete(each) for each in self._meetings.open.values())
 
     def _refuse(self, meeting: Meeting, refusal: protocol.Refused) -> None:
         meeting.refusal = refusal
