@@ -213,6 +213,21 @@ def test_a_chosen_name_is_kept_and_cannot_be_used_twice(tmp_path):
     assert train.Run(tmp_path / "run").verify() == {"mine": []}
 
 
+def test_a_refused_report_of_a_single_worker_leaves_the_next_its_own_answer(tmp_path):
+    def loop():
+        directory = tempfile.mkdtemp(dir=tmp_path)
+        Path(directory, "model").write_text("weights")
+        checkpoint = Checkpoint(directory)
+        train.report({"step": 1}, checkpoint, checkpoint_dir_name="taken")
+        with pytest.raises(train.CheckpointExistsError):
+            train.report({"step": 2}, checkpoint, checkpoint_dir_name="taken")
+        return train.report({"step": 3}, checkpoint).result().path
+
+    result = run(loop, tmp_path, workers=1)
+    assert result.return_value.endswith("checkpoint_000003")
+    assert [line["metrics"] for line in train.Run(tmp_path / "run").reports()] == [{"step": 1}, {"step": 3}]
+
+
 def test_names_must_agree(tmp_path):
     def loop():
         rank = train.get_context().get_world_rank()
@@ -283,15 +298,14 @@ def test_the_local_directory_stays_unless_it_was_given_away(tmp_path):
     assert result.checkpoint.verify() == []
 
 
-def test_asynchronous_reports_return_a_pending_checkpoint_that_is_done(tmp_path):
+def test_a_directory_that_was_reported_asynchronously_is_gone_when_it_is_stored(tmp_path):
     def loop():
         directory = tempfile.mkdtemp(dir=tmp_path)
         Path(directory, "model").write_text("weights")
         pending = train.report(
             {}, Checkpoint.from_directory(directory), checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC
         )
-        assert pending.result(timeout_s=5) == train.get_checkpoint()
-        assert pending.done()
+        pending.result(timeout_s=5)
         assert not os.path.exists(directory)
 
     run(loop, tmp_path, workers=1)

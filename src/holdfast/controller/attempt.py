@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.controller.dismissal import Dismissal
+from holdfast.controller.ends import Ends
 from holdfast.controller.failure import from_exit, from_failed
 from holdfast.controller.group import Exit, Listener, WorkerGroup
 from holdfast.controller.lateness import LateWatch
-from holdfast.controller.meetings import Meeting, Meetings, ranks_text
+from holdfast.controller.meetings import Meeting, Meetings
+from holdfast.controller.room import Room
 from holdfast.controller.rounds import Bounds, Rounds
 from holdfast.errors import HoldfastError, StorageError
 from holdfast.worker import protocol
@@ -18,27 +21,15 @@ from holdfast.worker.answers import error_of
 
 if TYPE_CHECKING:
     from holdfast.controller.observer import RunObserver
-    from holdfast.controller.reactor import Reactor, Timer
+    from holdfast.controller.reactor import Reactor
     from holdfast.persistence.writer import RunWriter
     from holdfast.records import CommittedCheckpoint
 
-# How long after a first failure the other ranks' own errors are waited for: they follow within milliseconds (a
-# broken connection). Then whoever still runs is interrupted, so that its temporary files go, and soon killed: a
-# rank that is stuck would hold up the restart.
-_LAST_WORDS_S = 0.05
-_UNWIND_S = 0.1
 # Where a report has returned on one rank and others are about to make it: a checkpoint is worth this wait.
 _PROMISE_S = 1.0
 # A run that is stopped ends each rank at its next call, a place of the user's own choosing where no temporary
 # directory is half made or half removed. Who makes no call in this time is interrupted wherever it is.
 _NEXT_CALL_S = 0.5
-# How long a worker may take to go after it has said its last word (exit handlers, threads of the user).
-_EXIT_S = 30.0
-# Even a killed worker can be held by the kernel (a file system that hangs).
-_KILLED_S = 60.0
-# When a person is told that a report waits for storage, and how often.
-_FULL_S = 1.0
-_FULL_AGAIN_S = 30.0
 
 _PROCEED = protocol.frame(protocol.Proceed())
 
@@ -52,23 +43,6 @@ class Limits:
     stop_grace_s: float
     pending: Bounds
     raises_upload_errors: bool
-
-
-@dataclass
-class AttemptState:
-    """What became of an attempt.
-
-    Attributes:
-        failures: The ranks that failed of themselves.
-        aftermath: The ranks that failed because others had, or because the run was being stopped.
-        values: cloudpickle of the returned values by rank.
-        interrupted: Ctrl-C ended the function in the user's own program.
-    """
-
-    failures: dict[int, BaseException] = field(default_factory=dict)
-    aftermath: dict[int, BaseException] = field(default_factory=dict)
-    values: dict[int, bytes | None] = field(default_factory=dict)
-    interrupted: bool = False
 
 
 class Attempt:
@@ -88,7 +62,7 @@ class Attempt:
     ) -> None:
         self.number = number
         self.world_size = world_size
-        self.state = AttemptState()
+        self.ends = Ends()
         self.listener = Listener(self._on_message, self._on_exit, self._on_files)
         self._first_report = self._next_report = first_report
         self._reactor = reactor
@@ -110,28 +84,24 @@ class Attempt:
             dump_stacks=self._dump_stacks,
             give_up=lambda meeting, text: self._refuse(meeting, protocol.Refused("timeout", text)),
         )
-        self._without_room: dict[int, protocol.ReportCall] = {}
+        self._room = Room(reactor, observer, self._rounds, self._on_report)
         self._latest: str | None = None
         self._upload_failure: tuple[int, protocol.Refused] | None = None
-        self._alive = set(range(world_size))
-        self._told: set[int] = set()  # have been refused a call because the attempt ends, and unwind
-        self._ending: protocol.Refused | None = None
-        self._ending_since = 0.0
-        self._stopping = False
-        self._timers: dict[str, Timer] = {}
+        self._processes = Dismissal(reactor, observer, world_size, must_wait=self._must_wait)
 
     # Life
 
     def begin(self, group: WorkerGroup) -> None:
         """The group runs; its messages are answered from now on."""
         self._group = group
-        if self._ending is not None:  # a worker died while its siblings were being started
-            self._refuse_open(self._ending)
+        self._processes.begin(group)
+        if self.ends.ending is not None:  # a worker died while its siblings were being started
+            self._refuse_open(self.ends.ending)
 
     @property
     def over(self) -> bool:
         """Whether no process is left and nothing is being stored."""
-        return not self._alive and not self._rounds
+        return not self._processes.alive and not self._rounds
 
     @property
     def next_report(self) -> int:
@@ -140,18 +110,15 @@ class Attempt:
 
     def stop(self, refusal: protocol.Refused) -> None:
         """Asks workers to stop; whoever waits in a report that only storage holds up gets its answer first."""
-        self._stopping = True
-        self._ending = self._ending or refusal
-        self._refuse_open(self._ending)
-        self._interrupt_soon()
-        self._let_in()
-        self._set_timer("stop", self._limits.stop_grace_s, self.give_up)
+        self.ends.stopping = True
+        self.ends.begin_ending(refusal)
+        self._refuse_open(self.ends.ending or refusal)
+        self._room.reopen()
+        self._processes.after_stop(self._limits.stop_grace_s, self.give_up)
 
     def kill(self) -> None:
         """Ends every process at once; what is complete is still committed."""
-        if self._group is not None and self._alive:
-            self._group.kill()
-            self._set_timer("killed", _KILLED_S, self._survived)
+        self._processes.kill()
 
     def give_up(self) -> None:
         """As `kill`, and waits no longer for checkpoints that no rank waits for."""
@@ -164,15 +131,15 @@ class Attempt:
     def settle(self) -> None:
         """The attempt is over: what has gone wrong and nobody has been told is a failure of it."""
         failure, self._upload_failure = self._upload_failure, None
-        if failure is not None and not self.state.failures:
+        if failure is not None and not self.ends.failures:
             rank, refusal = failure
-            self.state.failures[rank] = error_of(refusal.kind, refusal.text)
+            self.ends.failures[rank] = error_of(refusal.kind, refusal.text)
 
     def close(self) -> None:
         """Frees the group."""
         self._late.close()
-        for timer in self._timers.values():
-            timer.cancel()
+        self._room.close()
+        self._processes.close()
         if self._group is not None:
             self._group.close()
 
@@ -191,10 +158,8 @@ class Attempt:
             self._on_collective(rank, question)
 
     def _on_report(self, rank: int, call: protocol.ReportCall) -> None:
-        if call.hands_over and self._ending is None and not self._has_room(rank, call):
-            self._without_room[rank] = call
-            if "full" not in self._timers:
-                self._set_timer("full", _FULL_S, self._tell_full)
+        may_wait = call.hands_over and self.ends.ending is None
+        if may_wait and not self._room.admits(rank, call, self._meetings.next_of(rank)):
             return
         meeting = self._arrive(rank, call)
         if meeting is None:
@@ -231,9 +196,9 @@ class Attempt:
             self._refuse(meeting, meeting.refusal or _refusal(error))
         else:
             self._conclude(meeting, checkpoint)
-        if self._stopping:
-            self._interrupt_soon()
-        self._let_in()
+        if self.ends.stopping:
+            self._processes.interrupt_soon()
+        self._room.reopen()
 
     def _conclude(self, meeting: Meeting, checkpoint: CommittedCheckpoint | None) -> None:
         """Logs a complete report and lets every rank go on.
@@ -254,7 +219,7 @@ class Attempt:
         first = _report(meeting, 0)
         if name is not None and told:
             self._latest = name
-        for rank in told if self._group is not None and checkpoint is not None else ():
+        for rank in told:
             self._tell(rank, protocol.Settled(first.index, name))
         metrics = [_report(meeting, rank).metrics for rank in range(self.world_size)]
         self._after_report(first.index, metrics, checkpoint, time.monotonic() - meeting.since)
@@ -274,28 +239,6 @@ class Attempt:
             self._refuse(meeting, _refusal(error))
             return False
         return True
-
-    # Room
-
-    def _has_room(self, rank: int, call: protocol.ReportCall) -> bool:
-        num_bytes = sum(file.size_bytes for file in call.shard.files) if call.shard is not None else 0
-        return self._rounds.has_room(self._meetings.next_of(rank), num_bytes)
-
-    def _let_in(self) -> None:
-        """Something has been settled: whoever waited for room asks again."""
-        waiting, self._without_room = self._without_room, {}
-        for rank, call in waiting.items():
-            self._on_report(rank, call)
-
-    def _tell_full(self) -> None:
-        self._timers.pop("full", None)
-        if self._without_room:
-            ranks = ranks_text(self._without_room)
-            self._observer.message(
-                f"{ranks} in report until there is room: {len(self._rounds)} checkpoints ({self._rounds.num_bytes / 1e9:.3g} GB) "
-                f"are being stored (RunConfig.max_pending_checkpoints={self._limits.pending.max_pending_checkpoints})"
-            )
-            self._set_timer("full", _FULL_AGAIN_S, self._tell_full)
 
     def _on_collective(self, rank: int, question: protocol.Question) -> None:
         meeting = self._arrive(rank, question)
@@ -322,60 +265,44 @@ class Attempt:
                 meeting.refusal = meeting.refusal or self._upload_failure[1]
                 self._upload_failure = None
         # A report that has returned on a rank goes on as long as the others come.
-        if self._ending is not None and not meeting.promised:
-            meeting.refusal = meeting.refusal or self._ending
+        if self.ends.ending is not None and not meeting.promised:
+            meeting.refusal = meeting.refusal or self.ends.ending
         if meeting.refusal is not None:
             self._refuse(meeting, meeting.refusal)
             return None
         return meeting
 
     def _on_finished(self, rank: int, finished: protocol.Finished) -> None:
-        self.state.values[rank] = finished.value
+        self.ends.values[rank] = finished.value
         for meeting in self._meetings.leave(rank):
             assert meeting.refusal is not None
             self._refuse(meeting, meeting.refusal)
-        self._set_timer(f"exit {rank}", _EXIT_S, lambda: self._lingers(rank))
+        self._processes.finished(rank)
 
     def _on_failed(self, rank: int, failed: protocol.Failed) -> None:
-        self.state.interrupted |= failed.interrupted
+        self.ends.interrupted |= failed.interrupted
         self._fail(rank, from_failed(rank, failed))
 
     def _on_exit(self, rank: int, ended: Exit) -> None:
-        self._alive.discard(rank)
-        timer = self._timers.pop(f"exit {rank}", None)
-        if timer is not None:
-            timer.cancel()
-        self._without_room.pop(rank, None)
+        self._processes.ended(rank)
+        self._room.forget(rank)
         self._rounds.lose(rank)
-        if rank not in self.state.values and rank not in self.state.failures and rank not in self.state.aftermath:
+        if rank not in self.ends.known:
             self._fail(rank, from_exit(rank, ended))
-        elif self._ending is not None:
-            self._refuse_open(self._ending)
+        elif self.ends.ending is not None:
+            self._refuse_open(self.ends.ending)
 
     def _fail(self, rank: int, error: BaseException) -> None:
-        # What we did to a rank because another had failed (a refused call, an interrupt) is no failure of its own.
-        if self._ending is not None and (
-            self._stopping or isinstance(error, KeyboardInterrupt) or self._ending.text in str(error)
-        ):
-            self.state.aftermath[rank] = error
-        else:
-            self.state.failures[rank] = error
-        if self._ending is None:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._ending = protocol.Refused("worker-died", f"rank {rank} has failed, this attempt ends: {first}")
-            self._ending_since = time.monotonic()
-            self._set_timer("last words", _LAST_WORDS_S, self._end_survivors)
-        self._refuse_open(self._ending)
-        self._let_in()
+        if self.ends.fail(rank, error):
+            self._processes.after_failure()
+        if self.ends.ending is not None:
+            self._refuse_open(self.ends.ending)
+        self._room.reopen()
 
-    def _end_survivors(self) -> None:
-        # Ranks that wait for storage only need their files until it is done.
-        hopes = self._hopes and time.monotonic() < self._ending_since + _PROMISE_S
-        if self._rounds.anyone_waits() or hopes:
-            self._set_timer("last words", _LAST_WORDS_S, self._end_survivors)
-            return
-        self._interrupt()
-        self._set_timer("last words", _UNWIND_S, self.kill)
+    def _must_wait(self) -> bool:
+        """Whether ranks wait for storage only, and need their files until it is done; or may complete a report."""
+        hopes = any(not each.complete and self._may_complete(each) for each in self._meetings.open.values())
+        return self._rounds.anyone_waits() or (hopes and time.monotonic() < self.ends.ending_since + _PROMISE_S)
 
     # Refusals
 
@@ -390,12 +317,7 @@ class Attempt:
 
     def _may_complete(self, meeting: Meeting) -> bool:
         """Whether a report that has returned on some ranks may still be made by the others."""
-        gone = self.state.values.keys() | self.state.failures.keys() | self.state.aftermath.keys()
-        return bool(meeting.promised) and self._alive.difference(gone).issuperset(meeting.missing)
-
-    @property
-    def _hopes(self) -> bool:
-        return any(not each.complete and self._may_complete(each) for each in self._meetings.open.values())
+        return bool(meeting.promised) and self._processes.alive.difference(self.ends.known).issuperset(meeting.missing)
 
     def _refuse(self, meeting: Meeting, refusal: protocol.Refused) -> None:
         meeting.refusal = refusal
@@ -403,13 +325,13 @@ class Attempt:
         if self._rounds.cancel(meeting, HoldfastError(refusal.text)):
             return
         ranks = meeting.unanswered
-        if self._ending is not None:
-            self._told.update(ranks)
+        if self.ends.ending is not None:
+            self._processes.told.update(ranks)
         self._answer(meeting, ranks, protocol.frame(refusal))
         told, meeting.promised = sorted(meeting.promised), set()
         for rank in told:
             self._tell(rank, protocol.Settled(_report(meeting, rank).index, None, refusal.kind, refusal.text))
-        if told and self._ending is None:
+        if told and self.ends.ending is None:
             self._upload_failed(told[0], _report(meeting, told[0]).index, refusal)
         if meeting.complete:
             self._meetings.close(meeting)
@@ -420,39 +342,6 @@ class Attempt:
         self._observer.message(text)
         if self._limits.raises_upload_errors:
             self._upload_failure = (rank, protocol.Refused(refusal.kind, text))
-
-    # Waiting
-
-    def _lingers(self, rank: int) -> None:
-        self._observer.message(
-            f"rank {rank} has returned, but its process does not end (a thread? an exit handler?): killed"
-        )
-        self.kill()
-
-    def _survived(self) -> None:
-        self._observer.message(
-            f"{ranks_text(self._alive)} still there {_KILLED_S:.0f} s after SIGKILL; going on without"
-        )
-        self._alive.clear()
-
-    def _interrupt_soon(self) -> None:
-        delay_s = min(_NEXT_CALL_S, self._limits.stop_grace_s / 2)
-        self._set_timer("interrupt", delay_s, self._interrupt_unless_sealed)
-
-    def _interrupt_unless_sealed(self) -> None:
-        if not self._rounds.anyone_waits():  # its end comes back here
-            self._interrupt()
-
-    def _interrupt(self) -> None:
-        """Interrupts whoever has not been told yet: a second blow would hit the clean-up after the first."""
-        if self._group is not None:
-            self._group.interrupt(self._alive - self._told)
-
-    def _set_timer(self, name: str, delay_s: float, callback: Callable[[], None]) -> None:
-        old = self._timers.get(name)
-        if old is not None:
-            old.cancel()
-        self._timers[name] = self._reactor.after(delay_s, callback)
 
     # Answers
 

@@ -105,14 +105,14 @@ class Controller:
                 return outcome
             outcome.attempts += 1
             number, first_report = number + 1, attempt.next_report
-            state = attempt.state
-            outcome.failures = state.failures or state.aftermath
-            if state.interrupted and outcome.signum is None:
+            ends = attempt.ends
+            outcome.failures = ends.failures or ends.aftermath
+            if ends.interrupted and outcome.signum is None:
                 outcome.signum = signal.SIGINT
             if outcome.signum is not None:
                 return outcome
             if not outcome.failures:
-                outcome.value = state.values.get(0)
+                outcome.value = ends.values.get(0)
                 return outcome
             failures += 1
             limit = self._failure_config.max_failures

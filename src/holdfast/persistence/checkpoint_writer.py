@@ -16,6 +16,7 @@ from holdfast.persistence import layout
 from holdfast.persistence.commit import commit, files_of, make_durable, place_of
 from holdfast.persistence.lease import utc_now
 from holdfast.persistence.merge import merge_metadata, merge_receipts
+from holdfast.persistence.release import release
 from holdfast.records import CommittedCheckpoint, Manifest, ShardReceipt, StagedShard
 from holdfast.stores.base import Store
 
@@ -199,8 +200,7 @@ class CheckpointWriter:
                 make_durable(self._store, partial=self._place, manifest=manifest, metadata=metadata)
             except StorageError as error:
                 failure = error
-        for shard in self._shards:
-            self._owner.uploader().release_adopted(shard)
+        release(self._shards)
         files: Sequence[str] | None = None
         if self._owner.strict and failure is None:
             files = ()

@@ -43,6 +43,7 @@ def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False) 
     _check_directory(root)
     special: dict[str, os.stat_result] = {}
     links: dict[str, str] = {}
+    times_ns: dict[str, int] = {}
     files = []
     for path, status in _walk(root, special):
         kind = stat.S_IFMT(status.st_mode)
@@ -62,12 +63,13 @@ def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False) 
             files.append(StagedFile(path=layout.encode_path(path), kind="directory", mode=mode))
         elif kind == stat.S_IFLNK:
             links[path] = _link_target(root, path)
+            times_ns[path] = status.st_mtime_ns
         else:
             raise CheckpointSourceError(
                 f"{os.path.join(root, path)!r} is {_KINDS.get(kind, 'no regular file')}, which a checkpoint cannot "
                 f"hold; remove it from the directory before the report"
             )
-    files.extend(_staged_links(root, links))
+    files.extend(_staged_links(root, links, times_ns))
     files.sort(key=lambda file: file.path)
     _check_manifest(root, special.get(layout.MANIFEST))
     metadata = _read_metadata(root, special.get(layout.METADATA))
@@ -130,14 +132,20 @@ def _link_target(root: str, path: str) -> str:
     return target
 
 
-def _staged_links(root: str, links: dict[str, str]) -> Iterator[StagedFile]:
+def _staged_links(root: str, links: dict[str, str], times_ns: dict[str, int]) -> Iterator[StagedFile]:
     for path, target in links.items():
         if not stays_inside(path, links):
             raise CheckpointSourceError(
                 f"The link {os.path.join(root, path)!r} to {target!r} leads out of the checkpoint, where nothing "
                 f"would be stored; copy what it points to into the directory"
             )
-        yield StagedFile(path=layout.encode_path(path), kind="symlink", mode=0o777, target=layout.encode_path(target))
+        yield StagedFile(
+            path=layout.encode_path(path),
+            kind="symlink",
+            mode=0o777,
+            mtime_ns=times_ns[path],
+            target=layout.encode_path(target),
+        )
 
 
 def _check_manifest(root: str, status: os.stat_result | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -15,9 +14,6 @@ from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
 from holdfast.persistence.transfer import FileTransfer, register_file, store_file
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
-from holdfast.stores.local import LocalStore
-
-_LOG = logging.getLogger("holdfast")
 
 
 class Uploader:
@@ -83,16 +79,6 @@ class Uploader:
             return refused
         step = register_file if place is not None else _undigested
         return self._run(shard, store, prefix, step, None)
-
-    def release_adopted(self, shard: StagedShard) -> None:
-        """Removes the directory of a shard that was taken over, once it is committed; never raises."""
-        if not shard.adopt:
-            return
-        root = layout.decode_path(shard.root)
-        try:
-            LocalStore(root).delete_tree("")
-        except StorageError as error:
-            _LOG.warning("The directory %r of a stored checkpoint could not be removed: %s", root, error)
 
     def close(self) -> None:
         """Stops what is on its way, and waits for the threads; safe to repeat."""

@@ -13,6 +13,7 @@ import pytest
 from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageError
 from holdfast.persistence import transfer
 from holdfast.persistence.digest import FileHasher
+from holdfast.persistence.release import release
 from holdfast.persistence.retry import RetryPolicy
 from holdfast.persistence.staging import stage
 from holdfast.persistence.upload import Uploader
@@ -98,8 +99,18 @@ def test_a_shard_arrives_whole_with_a_receipt(
         assert os.readlink(place / "link") == "sub/b"
         assert (place / "empty").is_dir()
         assert (place / "a").samefile(source / "a") == adopt
-    uploader.release_adopted(shard)
+    release([shard])
     assert source.exists() != adopt
+
+
+def test_what_has_come_to_lie_in_a_released_directory_meanwhile_stays(source: Path) -> None:
+    shard = stage(source, 0, adopt=True)
+    (source / "a").write_bytes(b"next")
+    (source / "sub/new").write_bytes(b"x")
+    release([shard])
+    assert sorted(str(each.relative_to(source)) for each in source.rglob("*") if each.is_file()) == [
+        ".metadata.json", "a", "sub/new",
+    ]  # fmt: skip
 
 
 def test_a_file_with_another_name_is_copied_not_adopted(source: Path, uploader: Uploader, store: LocalStore) -> None:

@@ -1,0 +1,71 @@
+"""Removes the directories that workers gave away, once their files are in a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+from holdfast.persistence import layout
+from holdfast.records import StagedFile, StagedShard
+
+_LOG = logging.getLogger("holdfast")
+
+
+def release(shards: Sequence[StagedShard]) -> None:
+    """Removes what was staged of the shards that were to be taken over; never raises.
+
+    Only files that still are what was stored: after an asynchronous report the worker may have begun to write its
+    next checkpoint into a directory of the same name.
+    """
+    for shard in shards:
+        if shard.adopt:
+            _release(shard)
+
+
+def _release(shard: StagedShard) -> None:
+    root = layout.decode_path(shard.root)
+    directories = {root}
+    try:
+        for file in shard.files:
+            path = f"{root}/{layout.decode_path(file.path)}"
+            if file.kind == "directory":
+                directories.add(path)
+                continue
+            _remove_if_same(path, file)
+            parent = os.path.dirname(path)
+            while len(parent) > len(root) and parent not in directories:
+                directories.add(parent)
+                parent = os.path.dirname(parent)
+        _remove_own_records(root, shard)
+        for directory in sorted(directories, key=len, reverse=True):
+            _remove_if_empty(directory)
+    except OSError as error:
+        _LOG.warning("The directory %r of a stored checkpoint could not be removed: %s", root, error)
+
+
+def _remove_if_same(path: str, file: StagedFile) -> None:
+    try:
+        status = os.lstat(path)
+        if status.st_mtime_ns == file.mtime_ns and (file.kind == "symlink" or status.st_size == file.size_bytes):
+            os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+
+
+def _remove_own_records(root: str, shard: StagedShard) -> None:
+    """The manifest that a restored checkpoint brought along, and the metadata, if nothing else is left there."""
+    try:
+        left = set(os.listdir(root))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if left <= {layout.MANIFEST, layout.METADATA}:
+        for name in left:
+            os.unlink(f"{root}/{name}")
+
+
+def _remove_if_empty(directory: str) -> None:
+    try:
+        os.rmdir(directory)
+    except OSError:  # not empty, or gone: then it is somebody's, or nobody's
+        return
