@@ -25,7 +25,7 @@ def release(shards: Sequence[StagedShard]) -> None:
 
 def _release(shard: StagedShard) -> None:
     root = layout.decode_path(shard.root)
-    directories = {root}
+    directories: set[str] = set()
     try:
         for file in shard.files:
             path = f"{root}/{layout.decode_path(file.path)}"
@@ -37,9 +37,10 @@ def _release(shard: StagedShard) -> None:
             while len(parent) > len(root) and parent not in directories:
                 directories.add(parent)
                 parent = os.path.dirname(parent)
-        _remove_own_records(root, shard)
         for directory in sorted(directories, key=len, reverse=True):
             _remove_if_empty(directory)
+        _remove_own_records(root)
+        _remove_if_empty(root)
     except OSError as error:
         _LOG.warning("The directory %r of a stored checkpoint could not be removed: %s", root, error)
 
@@ -53,7 +54,7 @@ def _remove_if_same(path: str, file: StagedFile) -> None:
         return
 
 
-def _remove_own_records(root: str, shard: StagedShard) -> None:
+def _remove_own_records(root: str) -> None:
     """The manifest that a restored checkpoint brought along, and the metadata, if nothing else is left there."""
     try:
         left = set(os.listdir(root))
