@@ -58,5 +58,6 @@ from holdfast.worker.preemption import PreemptionInfo as PreemptionInfo
 from holdfast.worker.preemption import get_preemption_info as get_preemption_info
 from holdfast.worker.report import get_all_reported_checkpoints as get_all_reported_checkpoints
 from holdfast.worker.report import report as report
+from holdfast.worker.staging_directory import staging_directory as staging_directory
 
 __version__ = "0.1.0"

@@ -48,6 +48,8 @@ def collect(store: Store, *, epoch: int) -> list[str]:
         partial = layout.parse_partial(entry.key)
         if layout.is_deleting(entry.key) or (partial is not None and partial[1] != epoch):
             remove(entry.key, store.delete_tree)
+    if store.exists(layout.STAGING):
+        remove(layout.STAGING, store.delete_tree)
     for entry in store.list(layout.PRIVATE, recursive=True):
         if is_temporary_name(entry.key.rpartition("/")[2]):
             remove(entry.key, store.delete)

@@ -20,6 +20,7 @@ METRICS = f"{PRIVATE}/metrics"
 NOTES = f"{PRIVATE}/notes"
 LOGS = f"{PRIVATE}/logs"
 PENDING = f"{PRIVATE}/pending"
+STAGING = f"{PRIVATE}/staging"
 
 _PARTIAL = re.compile(r"^\.(?P<name>.+)\.partial-(?P<epoch>\d+)\.(?P<attempt>\d+)$", re.DOTALL)
 _TRASH = re.compile(r"^\.(?P<name>.+)\.(?:deleting|damaged)-(?P<tag>[0-9a-f]+)$", re.DOTALL)
@@ -53,6 +54,11 @@ def pending_key(name: str) -> str:
     Without it nobody could tell a checkpoint's remains from a directory of the user's own.
     """
     return f"{PENDING}/{name}.json"
+
+
+def staging_key(attempt: int, rank: int, tag: str) -> str:
+    """The directory that a worker writes a checkpoint into which is then taken over."""
+    return f"{STAGING}/attempt_{attempt:06d}-rank_{rank:05d}-{tag}"
 
 
 def partial_name(name: str, epoch: int, attempt: int) -> str:

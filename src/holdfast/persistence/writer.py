@@ -123,7 +123,8 @@ class RunWriter:
             raise
 
     def begin_attempt(self, attempt: int) -> None:
-        """Opens the log of a new life of the worker group."""
+        """Opens the log of a new life of the worker group, and removes what the last one left half written."""
+        self._remove_staging()
         self._log.close()
         self._attempt = attempt
         self._log = metrics_log.MetricsLog(self.store, self.epoch, attempt)
@@ -207,6 +208,7 @@ class RunWriter:
                 self._uploader.close()
             self._durability.close()
             self._log.close()
+            self._remove_staging()
             for key in self._litter:
                 self._remove_litter(key)
         finally:
@@ -279,6 +281,11 @@ class RunWriter:
                 _log.warning(
                     "waiting for the older checkpoint %r to be deleted since %.0f s", name, time.monotonic() - began_s
                 )
+
+    def _remove_staging(self) -> None:
+        """No worker lives: whatever lies there will never be reported."""
+        if self.store.exists(layout.STAGING):
+            self._remove_litter(layout.STAGING)
 
     def _remove_litter(self, key: str) -> None:
         try:

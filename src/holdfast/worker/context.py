@@ -78,6 +78,7 @@ class WorkerState:
     Attributes:
         files: Where files are handed over open.
         inbox: What became of those that were.
+        staging: Open staging directories, and whether each was reported.
         next_report: The index that the next call of `report` counts.
         checkpoint: The latest committed checkpoint, the same on every rank at every report.
     """
@@ -86,6 +87,7 @@ class WorkerState:
     channel: Channel
     files: socket.socket
     inbox: Inbox = field(init=False)
+    staging: dict[str, bool] = field(init=False, default_factory=dict)
     context: TrainContext = field(init=False)
     next_report: int = field(init=False)
     checkpoint: Checkpoint | None = field(init=False, default=None)

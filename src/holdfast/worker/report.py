@@ -21,6 +21,7 @@ from holdfast.worker.answers import expect
 from holdfast.worker.context import WorkerState, current
 from holdfast.worker.handover import hand_over
 from holdfast.worker.pending import PendingCheckpoint
+from holdfast.worker.staging_directory import handed_over, is_staging
 
 UploadFunction = Callable[[Checkpoint, str], Checkpoint]
 
@@ -51,7 +52,7 @@ def report(
             `checkpoint_000007` by default.
         checkpoint_upload_mode: How it gets into storage.
         delete_local_checkpoint_after_upload: The directory may be taken over without copying and is gone
-            afterwards. True only for `ASYNC` unless said.
+            afterwards. True only for `ASYNC` and for a `staging_directory` unless said.
         checkpoint_upload_fn: `fn(checkpoint, name) -> Checkpoint` stores this rank's files itself, below
             `get_context().get_storage().build_checkpoint_path_from_name(name)`, and returns where.
         validation: Validation beside training is not in this version; only False.
@@ -105,6 +106,8 @@ def report(
     pending = state.inbox.expect(question.index)
     if question.hands_over and question.shard is not None:
         hand_over(state.files, question.index, question.shard)
+        if question.shard.adopt:
+            handed_over(state, layout.decode_path(question.shard.root))
     return pending
 
 
@@ -132,7 +135,9 @@ def _with_checkpoint(
         name = _name_in_run(state, checkpoint, name)
         shard = stage(checkpoint.path, state.job.rank)
     else:
-        adopt = mode is CheckpointUploadMode.ASYNC if delete_local is None else delete_local
+        adopt = delete_local
+        if adopt is None:
+            adopt = is_staging(state, checkpoint.path) or mode is CheckpointUploadMode.ASYNC
         shard = _stage_local(checkpoint, state.job.rank, adopt)
     waits = mode is not CheckpointUploadMode.ASYNC
     return protocol.ReportCall(state.next_report, encoded, shard, name, in_place, waits)
