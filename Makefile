@@ -44,12 +44,17 @@ lint: $(STAMP)  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What single tests need of the system; where it cannot be installed they skip themselves and say so.
+.PHONY: test-packages
+test-packages:
+	@scripts/install-packages mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
+
 .PHONY: test
-test: lint  ## lint, and every test that is not slow
+test: lint test-packages  ## lint, and every test that is not slow
 	$(BIN)/python -m pytest -m "not slow"
 
 .PHONY: test-all
-test-all: lint  ## lint, all tests, and the core's tests on other Pythons that are found
+test-all: lint test-packages  ## lint, all tests, and the core's tests on other Pythons that are found
 	$(BIN)/python -m pytest
 	scripts/test-other-pythons $(BIN)/python
 

@@ -19,7 +19,7 @@ from holdfast.errors import (
 from holdfast.persistence import layout
 from holdfast.persistence.listing import list_files, listed_manifest
 from holdfast.persistence.manifest import read_manifest
-from holdfast.persistence.verify import Damage, find_damage, find_unchecked, fingerprint, select
+from holdfast.persistence.verify import Damage, all_untouched, find_damage, find_unchecked, fingerprint, select
 from holdfast.records import Manifest, StoredFile
 from holdfast.stores import Store, open_store
 
@@ -69,7 +69,7 @@ class Checkpoint:
         self._filesystem = filesystem
         # Whoever has just compared the bytes with the manifest, or written them, sets it: they are not read again.
         self._verified = False
-        self._fingerprint: dict[str, tuple[int, ...]] | None = None
+        self._fingerprint: dict[str, os.stat_result] | None = None
 
     @property
     def path(self) -> str:
@@ -270,7 +270,7 @@ class Checkpoint:
                 select(list_files(self._store), include)
             return
         now = fingerprint(self._store, "", manifest)
-        is_known = self._verified or (now is not None and now == self._fingerprint)
+        is_known = self._verified or all_untouched(self._fingerprint, now)
         damages = find_damage(self._store, "", manifest, digests=not is_known, include=include)
         if damages:
             named = "; ".join(str(damage) for damage in damages[:_NAMED_DAMAGES])

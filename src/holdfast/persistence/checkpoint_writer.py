@@ -21,6 +21,7 @@ from holdfast.records import CommittedCheckpoint, Manifest, ShardReceipt, Staged
 from holdfast.stores.base import Store
 
 if TYPE_CHECKING:
+    from holdfast.persistence.predecessor import Predecessor
     from holdfast.persistence.upload import Uploader
 
 _log = logging.getLogger("holdfast")
@@ -35,6 +36,7 @@ class Owner(Protocol):
     store: Store
     epoch: int
     strict: bool
+    predecessor: Predecessor | None
 
     def uploader(self) -> Uploader:
         """The threads that store files."""
@@ -90,7 +92,12 @@ class CheckpointWriter:
                     self._store.write(layout.pending_key(self.name), b"{}")
             self._begin(in_place=False)
             future = self._owner.uploader().store_shard(
-                shard, self._store, self._place, on_bytes=on_bytes, descriptors=descriptors
+                shard,
+                self._store,
+                self._place,
+                on_bytes=on_bytes,
+                descriptors=descriptors,
+                predecessor=self._owner.predecessor,
             )
             self._shards.append(shard)
             self._futures.append(future)

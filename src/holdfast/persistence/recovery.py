@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 
 from holdfast.errors import FormatError
@@ -12,7 +13,7 @@ from holdfast.stores.base import Store
 
 _log = logging.getLogger("holdfast")
 
-Fingerprint = dict[str, tuple[int, ...]]
+Fingerprint = dict[str, os.stat_result]
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class Finding:
     Attributes:
         damage: What is wrong with it, or None.
         gone: Nothing of it is there any more.
+        manifest: What it consists of, where it could be read.
     """
 
     damage: str | None = None
     gone: bool = False
+    manifest: Manifest | None = None
 
     @property
     def usable(self) -> bool:
@@ -57,10 +60,10 @@ class Fingerprints:
 
     def match(self, manifest: Manifest) -> bool:
         """Whether nothing has touched the files since."""
-        from holdfast.persistence.verify import fingerprint
+        from holdfast.persistence.verify import all_untouched, fingerprint
 
-        taken = self._taken.get(manifest.name)
-        return taken is not None and taken == (manifest.id, fingerprint(self._store, manifest.name, manifest))
+        checkpoint_id, taken = self._taken.get(manifest.name, ("", None))
+        return checkpoint_id == manifest.id and all_untouched(taken, fingerprint(self._store, manifest.name, manifest))
 
 
 def examine(store: Store, checkpoint: CommittedCheckpoint, fingerprints: Fingerprints) -> Finding:
@@ -82,6 +85,6 @@ def examine(store: Store, checkpoint: CommittedCheckpoint, fingerprints: Fingerp
         return Finding(damage=f"{child.url} is another checkpoint than the one that was committed there")
     damages = find_damage(store, checkpoint.name, manifest, digests=not fingerprints.match(manifest))
     if not damages:
-        return Finding()
+        return Finding(manifest=manifest)
     first = f"{damages[0].path!r}: {damages[0].reason}"
     return Finding(damage=first if len(damages) == 1 else f"{first}, and {len(damages) - 1} more")

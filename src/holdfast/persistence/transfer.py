@@ -13,6 +13,7 @@ from typing import NoReturn
 from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageError, StoreExistsError
 from holdfast.persistence import layout
 from holdfast.persistence.digest import FileHasher, digest_fd
+from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import Retries, RetryPolicy
 from holdfast.records import StagedFile, StoredFile
 from holdfast.stores.base import Store
@@ -39,6 +40,7 @@ class FileTransfer:
         stop: Set when another file failed or the upload was cancelled.
         descriptors: Files that were handed over open, by path; they are read whatever lies in the directory now, and
             closed here.
+        predecessor: The checkpoint whose unchanged files may be shared.
         linked: The paths of files that were taken over already.
     """
 
@@ -51,6 +53,7 @@ class FileTransfer:
     retry: RetryPolicy
     stop: threading.Event
     descriptors: dict[str, int] = field(default_factory=dict)
+    predecessor: Predecessor | None = None
     linked: set[str] = field(default_factory=set)
 
     def source(self, file: StagedFile) -> str:
@@ -156,10 +159,15 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
         _check_unmodified(source, file, status, with_ctime=not is_linked and not is_removed)
         progress = _Progress(transfer, file)
         try:
+            digest, is_shared = _share(transfer, file, descriptor, progress)
+            if digest is not None and not is_shared:
+                progress.take_back()
+                progress = _Progress(transfer, file)
             # What has other names already may be written to through them: that is copied.
-            if not is_linked and transfer.adopt and status.st_nlink == 1:
+            if not is_linked and not is_shared and transfer.adopt and status.st_nlink == 1:
                 is_linked = _adopt(transfer, file, source if held is None else held, descriptor)
-            digest = None if is_linked else _copy(transfer, file, descriptor, progress)
+            if not is_linked and not is_shared:
+                digest = _copy(transfer, file, descriptor, progress)
             if digest is None:
                 digest = digest_fd(descriptor, file.size_bytes, progress.hasher)
             status = os.fstat(descriptor)
@@ -173,6 +181,21 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
         if held is None:
             os.close(descriptor)
     return transfer.receipt(file, digest)
+
+
+def _share(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _Progress) -> tuple[str | None, bool]:
+    """The file's digest where all of it was read, and whether the store has it now by a link to an equal one."""
+    predecessor = transfer.predecessor
+    wanted = predecessor.candidate(file, descriptor) if predecessor is not None else None
+    if predecessor is None or wanted is None or file.path in transfer.linked:
+        return None, False
+    digest = digest_fd(descriptor, file.size_bytes, progress.hasher)
+    if digest != wanted:
+        return digest, False
+    try:
+        return digest, predecessor.share(file, transfer.key(file))
+    except StoreExistsError:
+        return digest, False
 
 
 def _adopt(transfer: FileTransfer, file: StagedFile, source: str | int, descriptor: int) -> bool:

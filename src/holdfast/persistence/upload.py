@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from holdfast.errors import CheckpointSourceError, StorageError
 from holdfast.persistence import layout
+from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import RetryPolicy
 from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
 from holdfast.persistence.transfer import FileTransfer, register_file, store_file
@@ -40,6 +41,7 @@ class Uploader:
         *,
         on_bytes: Callable[[int], None] | None = None,
         descriptors: dict[str, int] | None = None,
+        predecessor: Predecessor | None = None,
     ) -> Future[ShardReceipt]:
         """Copies (or takes over) a shard's files to below `prefix`, several at once.
 
@@ -51,13 +53,14 @@ class Uploader:
                 failed try had told.
             descriptors: Open files, by path, that are read instead of what lies in the shard's directory; they are
                 closed when the shard is done, however it ends.
+            predecessor: A checkpoint whose files are linked to where they are equal.
 
         Returns:
             The receipt to come, or the first error: `ShardModifiedError` for a file that changed or vanished since it
             was staged, `CheckpointSourceError` for one that cannot be read, `StorageError` for a failed write. All
             threads have let go of the shard when it is done.
         """
-        return self._run(shard, store, prefix, store_file, on_bytes, descriptors)
+        return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor)
 
     def register_shard(self, shard: StagedShard, store: Store, prefix: str) -> Future[ShardReceipt]:
         """Digests files that lie in their final place below `prefix`, without writing anything.
@@ -97,6 +100,7 @@ class Uploader:
         step: Step,
         on_bytes: Callable[[int], None] | None,
         descriptors: dict[str, int] | None = None,
+        predecessor: Predecessor | None = None,
     ) -> Future[ShardReceipt]:
         future = ShardFuture()
         transfer = FileTransfer(
@@ -109,6 +113,7 @@ class Uploader:
             retry=self._retry,
             stop=future.stop_event,
             descriptors=descriptors or {},
+            predecessor=predecessor,
         )
         work = ShardWork(shard, transfer, step, future, ended=self._ended, most_threads=self._threads)
         with self._guard:

@@ -6,7 +6,7 @@ import errno
 import fnmatch
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -111,10 +111,8 @@ def select(files: Sequence[StoredFile], include: Sequence[str] | None) -> Sequen
     return [file for file in files if file.path in chosen]
 
 
-def fingerprint(store: Store, prefix: str, manifest: Manifest) -> dict[str, tuple[int, ...]] | None:
-    """Inode, size and times of each file, by path: while they stay the same, so did the bytes.
-
-    Taken after the last change to the files, which includes the removal of other hard links to them.
+def fingerprint(store: Store, prefix: str, manifest: Manifest) -> dict[str, os.stat_result] | None:
+    """What stat says of each file, by path; see `is_untouched`.
 
     Returns:
         None where the store is no directory of this machine. A file that is missing is not in it.
@@ -122,14 +120,32 @@ def fingerprint(store: Store, prefix: str, manifest: Manifest) -> dict[str, tupl
     root = store.local_path(prefix)
     if root is None:
         return None
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, os.stat_result] = {}
     for file in manifest.files:
         try:
-            status = os.lstat(f"{root}/{layout.decode_path(file.path)}")
+            found[file.path] = os.lstat(f"{root}/{layout.decode_path(file.path)}")
         except OSError:
             continue
-        found[file.path] = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return found
+
+
+def is_untouched(then: os.stat_result, now: os.stat_result) -> bool:
+    """Whether nobody has changed a file's bytes between two looks at it.
+
+    The time of the inode's last change counts too, unless the file has, or had, other names: checkpoints share files
+    by hard links, and each link that comes or goes moves it.
+    """
+    return (
+        (then.st_ino, then.st_size, then.st_mtime_ns, then.st_mode)
+        == (now.st_ino, now.st_size, now.st_mtime_ns, now.st_mode)
+    ) and (then.st_ctime_ns == now.st_ctime_ns or then.st_nlink > 1 or now.st_nlink > 1)
+
+
+def all_untouched(then: Mapping[str, os.stat_result] | None, now: Mapping[str, os.stat_result] | None) -> bool:
+    """Whether that holds of all files; False where one of the two is not known."""
+    if then is None or now is None or then.keys() != now.keys():
+        return False
+    return all(is_untouched(status, now[path]) for path, status in then.items())
 
 
 def _matches(path: str, pattern: str) -> bool:

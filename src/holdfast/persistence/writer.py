@@ -19,6 +19,7 @@ from holdfast.persistence.durability import Durability
 from holdfast.persistence.ledger import Ledger
 from holdfast.persistence.notes import NoteKeeper
 from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
+from holdfast.persistence.predecessor import Predecessor, predecessor_of
 from holdfast.persistence.recovery import Fingerprints, examine
 from holdfast.persistence.retention import RetentionPolicy
 from holdfast.records import CommittedCheckpoint, Manifest
@@ -45,6 +46,7 @@ class RunWriter:
         first_attempt: The lowest number that no attempt of the run has had.
         first_report: The lowest index that no report of the run has had.
         strict: Whether a commit waits for the disk.
+        predecessor: The newest checkpoint that is known to be whole: what did not change since is stored once.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class RunWriter:
         self._ledger = Ledger(found.checkpoints, policy, found.pinned)
         self._notes = NoteKeeper(store, found.notes)
         self._fingerprints = Fingerprints(store)
+        self.predecessor: Predecessor | None = None
         self._uploader: Uploader | None = None
         self._uploader_lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="holdfast-commit")
@@ -180,6 +183,8 @@ class RunWriter:
             newest = checkpoints[-1]
             finding = examine(self.store, newest, self._fingerprints)
             if finding.usable:
+                if self.predecessor is None and finding.manifest is not None:
+                    self.predecessor = predecessor_of(self.store, finding.manifest)
                 if skipped:
                     _log.warning("%s; going on from %s instead", "; ".join(skipped), newest.name)
                 return newest
@@ -258,6 +263,7 @@ class RunWriter:
         """A checkpoint exists: it joins the list, retention decides, and the rest happens behind."""
         try:
             self._fingerprints.take(manifest)
+            self.predecessor = predecessor_of(self.store, manifest)
         except StorageError as error:
             _log.debug("checkpoint %s will be read when it is needed: %s", checkpoint.name, error)
         doomed = self._ledger.add(checkpoint)

@@ -8,8 +8,10 @@ quarter faster than `cp`. A thread costs about 0.1 ms, so only large files get o
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -21,6 +23,9 @@ _PIPELINE_BUFFER_BYTES = 1024 * 1024
 _PIPELINE_BUFFERS = 3
 _ZEROS = memoryview(bytes(1024 * 1024))
 _HAS_HOLES = hasattr(os, "SEEK_DATA")
+# From here on a copy that shares the source's blocks (XFS, btrfs) is tried; where that cannot be, it costs one call.
+_CLONE_FROM_BYTES = 256 * 1024
+_FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 
 
 class EndedEarlyError(OSError):
@@ -44,6 +49,12 @@ def copy_bytes(source: int, target: int, size_bytes: int, hasher: Hasher | None)
         EndedEarlyError: The source is shorter.
         OSError: Reading or writing failed.
     """
+    if size_bytes >= _CLONE_FROM_BYTES and _clone(source, target):
+        if hasher is not None:
+            _feed(hasher, source, size_bytes)
+        if os.fstat(target).st_size > size_bytes:  # the source has grown meanwhile
+            os.ftruncate(target, size_bytes)
+        return
     if size_bytes >= _PIPELINE_FROM_BYTES:
         _copy_large(source, target, size_bytes, hasher)
         return
@@ -61,6 +72,30 @@ def copy_bytes(source: int, target: int, size_bytes: int, hasher: Hasher | None)
             _write_at(target, view[:num_bytes], offset)
             offset += num_bytes
     _extend(target, size_bytes)
+
+
+def _clone(source: int, target: int) -> bool:
+    """Whether the target now shares all of the source's blocks; the kernel copies what is written to either later."""
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:  # another file system, or one that cannot
+        return False
+    return True
+
+
+def _feed(hasher: Hasher, source: int, size_bytes: int) -> None:
+    view = _buffers.view
+    for start, end, is_hole in segments(source, size_bytes):
+        if is_hole:
+            feed_zeros(hasher, end - start)
+            continue
+        offset = start
+        while offset < end:
+            num_bytes = _read_at(source, view[: min(end - offset, _BUFFER_BYTES)], offset)
+            hasher.update(view[:num_bytes])
+            offset += num_bytes
 
 
 def segments(source: int, size_bytes: int) -> Iterator[tuple[int, int, bool]]:
