@@ -49,6 +49,8 @@ class Checkpoint:
         Raises:
             CheckpointSourceError: There is no such directory.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise CheckpointSourceError(f"Checkpoint.from_directory takes a path, not {path!r}")
         directory = os.path.abspath(os.path.expanduser(os.fspath(path)))
         if not os.path.isdir(directory):
             why = "is a file" if os.path.lexists(directory) else "does not exist"
@@ -229,7 +231,10 @@ class Checkpoint:
         """
         if not isinstance(metadata, Mapping):
             raise TypeError(f"Metadata must be a mapping, not {type(metadata).__name__}")
-        data = json.dumps(dict(metadata), allow_nan=False, indent=1).encode("utf-8", "surrogatepass")
+        try:
+            data = json.dumps(dict(metadata), allow_nan=False, indent=1).encode("utf-8", "surrogatepass")
+        except TypeError as error:
+            raise TypeError(f"The metadata of {self.path!r} must be JSON values: {error}") from error
         self._require()
         self._store.write(layout.METADATA, data)
 
@@ -239,6 +244,8 @@ class Checkpoint:
         Raises:
             TypeError: It is no mapping, or holds what JSON cannot.
         """
+        if not isinstance(metadata, Mapping):
+            raise TypeError(f"Metadata must be a mapping, not {type(metadata).__name__}")
         self.set_metadata({**self.get_metadata(), **metadata})
 
     def _require(self) -> None:

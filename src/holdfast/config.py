@@ -13,6 +13,7 @@ from holdfast.errors import ConfigurationError
 if TYPE_CHECKING:
     from holdfast.controller.callbacks import UserCallback
 
+_PLACEMENTS = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 ScoreOrder = Literal["max", "min"]
 
 
@@ -52,13 +53,24 @@ def _check_seconds(what: str, value: object) -> None:
         raise ConfigurationError(f"{what} must be seconds, 0 or more, not {value!r}")
 
 
+def _check_variables(variables: object) -> None:
+    what = "RunConfig.worker_runtime_env['env_vars']"
+    if variables is None:
+        return
+    if not isinstance(variables, Mapping):
+        raise ConfigurationError(f"{what} must be a dict of names to values, not {variables!r}")
+    for name, value in variables.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name or "\0" in str(value):
+            raise ConfigurationError(f"{what} holds {name!r}: {value!r}, which no environment can")
+
+
 @dataclass(frozen=True, kw_only=False)
 class ScalingConfig:
     """How many workers, and what each one gets.
 
     Attributes:
         num_workers: Processes that run the function; 0 runs it in this process.
-            `(min, max)` for elastic groups is accepted by engines that can resize (the local one cannot).
+            Of an elastic range `(min, max)` the local engine takes the upper end.
         use_gpu: One GPU a worker, by `CUDA_VISIBLE_DEVICES`.
         resources_per_worker: `{"GPU": n}` gives n whole GPUs a worker; `{"CPU": n}` its number of threads.
         placement_strategy: For engines with several nodes; one node ignores it.
@@ -90,7 +102,21 @@ class ScalingConfig:
                 0,
                 "0 runs the function in this process, N starts N workers",
             )
+        if not isinstance(self.use_gpu, bool):
+            raise ConfigurationError(f"ScalingConfig.use_gpu must be True or False, not {self.use_gpu!r}")
+        if self.placement_strategy not in _PLACEMENTS:
+            raise ConfigurationError(
+                f"ScalingConfig.placement_strategy must be one of {', '.join(_PLACEMENTS)}, not {self.placement_strategy!r}"
+            )
+        if self.resources_per_worker is not None and not isinstance(self.resources_per_worker, Mapping):
+            raise ConfigurationError(
+                f"ScalingConfig.resources_per_worker must be a dict such as {{'CPU': 2}}, not {self.resources_per_worker!r}"
+            )
         for name, amount in (self.resources_per_worker or {}).items():
+            if name not in ("CPU", "GPU") and str(name).upper() in ("CPU", "GPU"):
+                raise ConfigurationError(
+                    f"ScalingConfig.resources_per_worker names {name!r}; write {str(name).upper()!r}"
+                )
             if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount >= 0:
                 raise ConfigurationError(
                     f"ScalingConfig.resources_per_worker[{name!r}] must be 0 or more, not {amount!r}"
@@ -234,6 +260,11 @@ class RunConfig:
             raise ConfigurationError(f"RunConfig.storage_path must be a path or URI, not {self.storage_path!r}")
         if isinstance(self.storage_path, str) and not self.storage_path:
             raise ConfigurationError("RunConfig.storage_path is empty; give a directory, or None for the default")
+        if self.callbacks is not None and not isinstance(self.callbacks, Sequence):
+            raise ConfigurationError(f"RunConfig.callbacks must be a list of callbacks, not {self.callbacks!r}")
+        if self.worker_runtime_env is not None and not isinstance(self.worker_runtime_env, Mapping):
+            raise ConfigurationError(f"RunConfig.worker_runtime_env must be a dict, not {self.worker_runtime_env!r}")
+        _check_variables((self.worker_runtime_env or {}).get("env_vars"))
         unknown = set(self.worker_runtime_env or {}) - {"env_vars"}
         if unknown:
             raise ConfigurationError(

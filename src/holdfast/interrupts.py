@@ -31,7 +31,9 @@ def handle_interrupts(stop: Callable[[int], None]) -> Iterator[None]:
     earlier = {}
     try:
         for signum in _SIGNALS:
-            earlier[signum] = signal.signal(signum, handler)
+            # A shell starts what it puts into the background with `&` so; Ctrl-C is not meant for it.
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                earlier[signum] = signal.signal(signum, handler)
         yield
     finally:
         for signum, old in earlier.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import inspect
 import logging
 import os
 import secrets
@@ -20,7 +21,7 @@ from holdfast.config import CheckpointConfig, RunConfig, ScalingConfig
 from holdfast.controller.attempt import Limits
 from holdfast.controller.callbacks import UserCallback
 from holdfast.controller.controller import Controller, Outcome
-from holdfast.controller.failure import summarise
+from holdfast.controller.failure import signal_name, summarise
 from holdfast.controller.reactor import Reactor
 from holdfast.controller.rounds import Bounds
 from holdfast.engines.in_process import InProcessEngine
@@ -28,6 +29,7 @@ from holdfast.engines.local.engine import LocalEngine
 from holdfast.errors import ConfigurationError, ControllerError, HoldfastError, TrainingInterrupted, WorkerGroupError
 from holdfast.interrupts import handle_interrupts
 from holdfast.metrics import decode_metrics
+from holdfast.persistence.layout import LOGS
 from holdfast.persistence.writer import RunWriter
 from holdfast.progress import make_progress
 from holdfast.result import Result
@@ -86,6 +88,7 @@ class DataParallelTrainer:
         """
         if not callable(train_loop_per_worker):
             raise ConfigurationError(f"train_loop_per_worker must be a function, not {train_loop_per_worker!r}")
+        _check_plain(train_loop_per_worker)
         if train_loop_config is not None and not isinstance(train_loop_config, dict):
             raise ConfigurationError(f"train_loop_config must be a dict, not {type(train_loop_config).__name__}")
         if datasets or dataset_config is not None:
@@ -141,8 +144,10 @@ class DataParallelTrainer:
             self.run_config.storage_filesystem,
         )
         kept = self.run_config.checkpoint_config
+        wanted = self.run_config.progress
         progress = make_progress(
-            self.run_config.progress,
+            # A debugger's prompt, or whatever the function asks for, must not be drawn over.
+            "plain" if in_process and wanted == "auto" and not os.environ.get("HOLDFAST_PROGRESS") else wanted,
             name,
             score_attribute=kept.checkpoint_score_attribute,
             score_order=kept.checkpoint_score_order,
@@ -174,10 +179,11 @@ class _Fit:
         try:
             engine.world_size()  # too few GPUs are said before anything is written
             writer = self._open_run()
+            outcome = Outcome()
             try:
                 outcome = self._drive(engine, writer)
             finally:
-                writer.close()
+                writer.close(at_once=outcome.at_once)
         finally:
             engine.close()
         value = engine.value if isinstance(engine, InProcessEngine) else _unpickled(outcome.value)
@@ -274,14 +280,14 @@ class _Fit:
             return result
         if isinstance(error, WorkerGroupError | ControllerError | TrainingInterrupted):
             error.result = result
-        self._progress.finished(f"ended: {str(error).splitlines()[0]}")
+        self._progress.finished(f"ended: {str(error).splitlines()[0]}; {self._store.url}")
         raise error
 
     def _error_of(self, outcome: Outcome) -> BaseException | None:
         if outcome.signum is not None:
             return TrainingInterrupted(
-                f"run {self._name!r} was stopped by signal {outcome.signum}; what was committed is kept, fit() again with "
-                "the same name and storage_path goes on from there",
+                f"run {self._name!r} was stopped by {signal_name(outcome.signum)}; what was committed is kept, fit() again "
+                "with the same name and storage_path goes on from there",
                 outcome.signum,
             )
         failure = outcome.controller_failure
@@ -297,7 +303,8 @@ class _Fit:
             times = f"{outcome.attempts} attempt" + ("s" if outcome.attempts > 1 else "")
             group_error = WorkerGroupError(
                 f"run {self._name!r} failed after {times} (FailureConfig.max_failures="
-                f"{self._config.failure_config.max_failures}): {summarise(outcome.failures)}",
+                f"{self._config.failure_config.max_failures}): {summarise(outcome.failures)}. The workers' output is kept in "
+                f"{self._store.url}/{LOGS}",
                 outcome.failures,
             )
             # A person who lets it end the script sees the worker's own traceback first.
@@ -339,6 +346,23 @@ def _drive_in_thread(controller: Controller, engine: InProcessEngine) -> Outcome
     if not outcomes:
         raise HoldfastError("the driver's loop ended without an outcome; its traceback stands above")
     return outcomes[0]
+
+
+def _check_plain(function: Callable[..., Any]) -> None:
+    """Refuses what would be called and not run: coroutines and generators."""
+    plain = functools.reduce(lambda f, _: getattr(f, "func", f), range(8), function)
+    if not inspect.isroutine(plain):
+        plain = type(plain).__call__
+    for kind, what in (
+        (inspect.iscoroutinefunction, "an async function, which"),
+        (inspect.isasyncgenfunction, "an async generator, which"),
+        (inspect.isgeneratorfunction, "a generator, which"),
+    ):
+        if kind(plain):
+            raise ConfigurationError(
+                f"train_loop_per_worker {getattr(plain, '__qualname__', plain)!r} is {what} would be called without being "
+                "run; pass a plain function (with asyncio.run(...) or a loop over it inside)"
+            )
 
 
 def _generated_name(function: Callable[..., Any]) -> str:

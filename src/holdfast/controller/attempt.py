@@ -121,12 +121,11 @@ class Attempt:
         self._processes.kill()
 
     def give_up(self) -> None:
-        """As `kill`, and waits no longer for checkpoints that no rank waits for."""
+        """As `kill`, and waits no longer for what is still being stored; a commit that has begun comes to its end."""
         self.kill()
-        for meeting in self._rounds.promised():
-            name = self._rounds.name_of(meeting)
-            if self._rounds.cancel(meeting, HoldfastError("the run was stopped before it was stored")):
-                self._observer.message(f"checkpoint {name} is given up: it was not stored in time")
+        for meeting, name in self._rounds.storing():
+            self._observer.message(f"{name} is given up: it was not stored in time")
+            self._rounds.cancel(meeting, HoldfastError("the run was stopped before it was stored"))
 
     def settle(self) -> None:
         """The attempt is over: what has gone wrong and nobody has been told is a failure of it."""
@@ -281,6 +280,7 @@ class Attempt:
 
     def _on_failed(self, rank: int, failed: protocol.Failed) -> None:
         self.ends.interrupted |= failed.interrupted
+        self._processes.finished(rank)
         self._fail(rank, from_failed(rank, failed))
 
     def _on_exit(self, rank: int, ended: Exit) -> None:

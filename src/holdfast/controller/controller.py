@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.controller.attempt import Attempt, Limits
 from holdfast.controller.callbacks import RunContext, UserCallback, call_all
-from holdfast.controller.failure import summarise
+from holdfast.controller.failure import signal_name, summarise
 from holdfast.errors import TrainingInterrupted
 from holdfast.metrics import decode_metrics, score_of
 from holdfast.worker import protocol
@@ -37,6 +37,7 @@ class Outcome:
         failures: The last attempt's exceptions by rank, empty after success.
         controller_failure: What failed on the driver's own side.
         signum: The signal that stopped it.
+        at_once: A second one asked for haste.
         attempts: How many groups were started.
     """
 
@@ -45,6 +46,7 @@ class Outcome:
     failures: dict[int, BaseException] = field(default_factory=dict)
     controller_failure: BaseException | None = None
     signum: int | None = None
+    at_once: bool = False
     attempts: int = 0
 
 
@@ -103,6 +105,8 @@ class Controller:
             except Exception as error:  # noqa: BLE001 - whatever it is, the run ends with it and its Result
                 outcome.controller_failure = error
                 return outcome
+            if attempt is None:
+                return outcome
             outcome.attempts += 1
             number, first_report = number + 1, attempt.next_report
             ends = attempt.ends
@@ -121,7 +125,8 @@ class Controller:
             if not restart:
                 return outcome
 
-    def _run_attempt(self, number: int, first_report: int) -> Attempt:
+    def _run_attempt(self, number: int, first_report: int) -> Attempt | None:
+        """One life of the group; None where the run was stopped before it began."""
         latest = self._writer.latest_valid()
         name = latest.name if latest is not None else None
         world_size = self._engine.world_size()
@@ -138,6 +143,9 @@ class Controller:
         )
         jobs = [self._make_job(rank, world_size, number, first_report, name) for rank in range(world_size)]
         self._observer.started(number, world_size, name)
+        self._engine.await_ready(self._reactor, lambda: self._outcome.signum is not None)
+        if self._outcome.signum is not None:
+            return None
         self._attempt = attempt
         try:
             attempt.begin(self._engine.start(self._reactor, jobs, attempt.listener))
@@ -163,8 +171,10 @@ class Controller:
             )
             if self._attempt is not None:
                 self._attempt.stop(_stopped(signum))
-        elif self._attempt is not None:
-            self._attempt.give_up()
+        else:
+            self._outcome.at_once = True
+            if self._attempt is not None:
+                self._attempt.give_up()
 
     def _reported(
         self, report: int, metrics: list[bytes], checkpoint: CommittedCheckpoint | None, seconds: float
@@ -192,4 +202,4 @@ class Controller:
 
 
 def _stopped(signum: int) -> protocol.Refused:
-    return protocol.Refused(TrainingInterrupted.kind, f"the run is being stopped (signal {signum})")
+    return protocol.Refused(TrainingInterrupted.kind, f"the run is being stopped ({signal_name(signum)})")

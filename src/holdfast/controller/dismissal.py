@@ -37,6 +37,7 @@ class Dismissal:
         alive: The ranks whose processes have not ended.
         told: Those that were refused a call because the attempt ends, and unwind: a second blow would hit the clean-up
             after the first.
+        finishing: Those that have said their last word.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Dismissal:
     ) -> None:
         self.alive = set(range(world_size))
         self.told: set[int] = set()
+        self.finishing: set[int] = set()
         self._reactor = reactor
         self._observer = observer
         self._must_wait = must_wait
@@ -77,6 +79,7 @@ class Dismissal:
 
     def finished(self, rank: int) -> None:
         """The rank has said its last word; its process is to end now."""
+        self.finishing.add(rank)
         self._set_timer(f"exit {rank}", _EXIT_S, lambda: self._lingers(rank))
 
     def ended(self, rank: int) -> None:
@@ -106,7 +109,7 @@ class Dismissal:
 
     def _interrupt(self) -> None:
         if self._group is not None:
-            self._group.interrupt(self.alive - self.told)
+            self._group.interrupt(self.alive - self.told - self.finishing)
 
     def _lingers(self, rank: int) -> None:
         self._observer.message(

@@ -11,6 +11,9 @@ from holdfast.controller.group import Exit
 from holdfast.errors import HoldfastError, WorkerDiedError
 from holdfast.worker import protocol
 
+# How much of an error is told where another rank's stands before it.
+_FOLLOWING_CHARACTERS = 100
+
 
 class WorkerError(HoldfastError):
     """A worker's exception that could not be unpickled here; its text and traceback are all there is."""
@@ -37,21 +40,29 @@ def from_failed(rank: int, failed: protocol.Failed) -> BaseException:
 def from_exit(rank: int, ended: Exit) -> WorkerDiedError:
     """The error for a worker that ended without a word."""
     if ended.code < 0:
-        try:
-            name = signal.Signals(-ended.code).name
-        except ValueError:
-            name = f"signal {-ended.code}"
-        what = f"rank {rank} was killed by {name}"
+        what = f"rank {rank} was killed by {signal_name(-ended.code)}"
     else:
         what = f"rank {rank} exited with code {ended.code} before its function returned"
     return WorkerDiedError(what + (f" ({ended.detail})" if ended.detail else ""))
 
 
+def signal_name(signum: int) -> str:
+    """A signal as a person knows it."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
 def summarise(failures: Mapping[int, BaseException]) -> str:
-    """One line a rank, the first line of each error, lowest rank first."""
+    """The first line of each rank's error: first the ranks that died, which the errors of others mostly follow from."""
     lines = []
-    for rank, error in sorted(failures.items()):
+    for rank, error in sorted(failures.items(), key=lambda item: (not isinstance(item[1], WorkerDiedError), item[0])):
         text = str(error).splitlines()[0] if str(error) else ""
-        named = text if isinstance(error, WorkerDiedError) else f"rank {rank}: {type(error).__name__}: {text}"
-        lines.append(named)
+        if isinstance(error, WorkerDiedError):
+            lines.append(text)
+            continue
+        if lines and len(text) > _FOLLOWING_CHARACTERS:
+            text = f"{text[:_FOLLOWING_CHARACTERS]}…"
+        lines.append(f"rank {rank}: {type(error).__name__}: {text}")
     return "; ".join(lines)

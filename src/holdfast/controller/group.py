@@ -78,6 +78,14 @@ class Engine(ABC):
         """Begins whatever a first start needs and returns without waiting for it."""
 
     @abstractmethod
+    def await_ready(self, reactor: Reactor, stopped: Callable[[], bool]) -> None:
+        """Waits for what `prepare` has begun, running the loop; returns early once `stopped` says so.
+
+        Raises:
+            WorkerStartError: It has failed.
+        """
+
+    @abstractmethod
     def world_size(self) -> int:
         """How many workers the next group will have.
 

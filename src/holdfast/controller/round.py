@@ -85,6 +85,11 @@ class CheckpointRound:
         return self._sealed is not None
 
     @property
+    def committing(self) -> bool:
+        """Whether its end has begun and cannot be stopped."""
+        return self._ending is None
+
+    @property
     def name(self) -> str:
         """What the checkpoint is, or will be, called."""
         return self._name or layout.checkpoint_name(self.report)

@@ -132,9 +132,9 @@ class Rounds:
             found[1].cancel(error)
         return found is not None
 
-    def promised(self) -> list[Meeting]:
-        """The meetings whose checkpoints are on their way while no rank waits for them."""
-        return [meeting for meeting, _ in self._open.values() if meeting.promised]
+    def storing(self) -> list[tuple[Meeting, str]]:
+        """The meetings whose checkpoints are not being committed yet, with their names."""
+        return [(meeting, round_.name) for meeting, round_ in self._open.values() if not round_.committing]
 
     def anyone_waits(self) -> bool:
         """Whether a rank waits for nothing but storage."""

@@ -83,6 +83,9 @@ class InProcessEngine(Engine):
     def prepare(self) -> None:
         """Nothing to prepare."""
 
+    def await_ready(self, reactor: Reactor, stopped: Callable[[], bool]) -> None:
+        """Nothing to wait for."""
+
     def world_size(self) -> int:
         """One."""
         return 1

@@ -25,6 +25,7 @@ _RETRY_S = 5.0
 _PACE_S = 0.05
 _WARN_S = 30.0
 _CLOSE_LIMIT_S = 600.0
+_AT_ONCE_S = 1.0
 # Each fsync waits for the file system's journal; several at once share one commit of it.
 _THREADS = 8
 
@@ -135,13 +136,21 @@ class Durability:
             finally:
                 self._awaited -= 1
 
-    def close(self) -> None:
-        """Finishes what is open, tries once more what failed, and ends the thread; safe to repeat."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Finishes what is open, tries once more what failed, and ends the thread; safe to repeat.
+
+        Args:
+            at_once: Waits for a moment only. What is not flushed then has no note that says so, and is read when it
+                is needed.
+        """
         with self._changed:
             self._closing = True
             thread = self._thread
             self._changed.notify_all()
         if thread is None:
+            return
+        if at_once:
+            thread.join(_AT_ONCE_S)
             return
         began_s = time.monotonic()
         thread.join(_WARN_S)

@@ -25,6 +25,7 @@ STAGING = f"{PRIVATE}/staging"
 _PARTIAL = re.compile(r"^\.(?P<name>.+)\.partial-(?P<epoch>\d+)\.(?P<attempt>\d+)$", re.DOTALL)
 _TRASH = re.compile(r"^\.(?P<name>.+)\.(?:deleting|damaged)-(?P<tag>[0-9a-f]+)$", re.DOTALL)
 _EPOCH = re.compile(r"^(\d{6,})\.json$")
+_LOG_DIRECTORY = re.compile(r"^attempt_(\d{6,})$")
 _SEGMENT = re.compile(r"^e(\d{6,})-a(\d{6,})-(\d{6,})\.jsonl$")
 
 
@@ -121,6 +122,12 @@ def parse_segment(file_name: str) -> tuple[int, int, int] | None:
 def log_key(attempt: int, rank: int) -> str:
     """Where the output of one rank in one attempt is kept."""
     return f"{LOGS}/attempt_{attempt:06d}/rank_{rank:05d}.log"
+
+
+def parse_log_directory(directory: str) -> int | None:
+    """The attempt of a directory name in `logs/`, or None."""
+    found = _LOG_DIRECTORY.match(directory)
+    return int(found[1]) if found else None
 
 
 def check_name(name: str, what: str) -> str:

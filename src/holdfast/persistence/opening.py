@@ -39,6 +39,7 @@ def survey(store: Store) -> Survey:
             [
                 1 + found.highest_attempt,
                 1 + metrics_log.highest_attempt(store),
+                1 + _highest_logged_attempt(store),
                 *(each.first_attempt for each in records),
             ]
         ),
@@ -46,6 +47,12 @@ def survey(store: Store) -> Survey:
             [1 + found.highest_report, 1 + metrics_log.highest_report(store), *(each.first_report for each in records)]
         ),
     )
+
+
+def _highest_logged_attempt(store: Store) -> int:
+    """Of those whose output was kept: one that reported nothing is an attempt too, and its log its own."""
+    names = (entry.key.rpartition("/")[2] for entry in store.list(layout.LOGS))
+    return max((number for name in names if (number := layout.parse_log_directory(name)) is not None), default=0)
 
 
 def ensure_run_record(store: Store, name: str, configuration: Mapping[str, str]) -> str:

@@ -202,8 +202,12 @@ class RunWriter:
             _log.warning("%s; there is no other, so training starts from the beginning", "; ".join(skipped))
         return None
 
-    def close(self) -> None:
-        """Finishes commits, flushes and deletions, closes the log and lets the next driver in; safe to repeat."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Finishes commits, flushes and deletions, closes the log and lets the next driver in; safe to repeat.
+
+        Args:
+            at_once: Leaves what the disk has not taken in a moment to the kernel, and deletions to the next start.
+        """
         if self._closed:
             return
         self._closed = True
@@ -211,7 +215,7 @@ class RunWriter:
             self._pool.shutdown(wait=True)
             if self._uploader is not None:
                 self._uploader.close()
-            self._durability.close()
+            self._durability.close(at_once=at_once)
             self._log.close()
             self._remove_staging()
             for key in self._litter:

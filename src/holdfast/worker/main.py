@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import os
 import random
+import signal
 import socket
 import sys
 import traceback
@@ -98,10 +99,12 @@ def execute(job: protocol.Job, channel: Channel, files: socket.socket, work: Wor
     except DriverLostError:
         return 1
     except BaseException as error:  # noqa: BLE001 - it travels to the driver
-        interrupt = isinstance(error, KeyboardInterrupt | SystemExit) and not in_own_process
+        interrupt = isinstance(error, KeyboardInterrupt) and not in_own_process
+        _unwound(in_own_process)
         ending: protocol.Message = _failure(error, interrupted=interrupt)
         code = 1
     else:
+        _unwound(in_own_process)
         ending, code, interrupt = protocol.Finished(work.deliver(value)), 0, False
     finally:
         context.leave()
@@ -111,6 +114,12 @@ def execute(job: protocol.Job, channel: Channel, files: socket.socket, work: Wor
     if interrupt:
         raise KeyboardInterrupt  # the user's own, in the user's own program
     return code
+
+
+def _unwound(in_own_process: bool) -> None:
+    """The user's code has ended: an interrupt could only tear exit handlers apart."""
+    if in_own_process:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run(work: Work, state: context.WorkerState) -> Any:

@@ -49,7 +49,7 @@ def check_gpus(scaling: ScalingConfig, num_workers: int) -> list[str]:
     if len(gpus) < needed:
         limit = f" ({_VISIBLE}={os.environ[_VISIBLE]!r})" if _VISIBLE in os.environ else ""
         raise ResourceError(
-            f"ScalingConfig(num_workers={num_workers}, use_gpu=True) needs {needed} GPUs, and this machine offers "
+            f"ScalingConfig(num_workers={num_workers}, use_gpu=True) needs {needed} GPU{'s' if needed > 1 else ''}, and this machine offers "
             f"{len(gpus)}{limit}; use fewer workers, or use_gpu=False to train on the CPU"
         )
     return gpus[:needed]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -66,6 +66,18 @@ class LocalEngine(Engine):
         modules = [name for name in _FORKABLE if name in sys.modules]
         self._loading = self._zygote.preload([*modules, *self._backend.preload()])
 
+    def await_ready(self, reactor: Reactor, stopped: Callable[[], bool]) -> None:
+        """Waits until the zygote has imported what workers need."""
+        self.prepare()
+        zygote = self._zygote
+        if zygote is None or not self._loading:
+            return
+        reactor.watch(zygote.fileno(), lambda _: self._imported(zygote))
+        try:
+            reactor.run_until(lambda: not self._loading or stopped())
+        finally:
+            reactor.forget(zygote.fileno())
+
     def world_size(self) -> int:
         """The number asked for; of an elastic range its upper end."""
         wanted = self._scaling.num_workers
@@ -75,10 +87,9 @@ class LocalEngine(Engine):
 
     def start(self, reactor: Reactor, jobs: Sequence[protocol.Job], listener: Listener) -> WorkerGroup:
         """Starts the workers of one attempt."""
-        self.prepare()
+        self.await_ready(reactor, lambda: False)
         zygote = self._zygote
         assert zygote is not None
-        self._await_imports(zygote)
         port = reserve_port()
         pump = OutputPump(self._store, jobs[0].attempt, self._on_line)
         group = LocalGroup(reactor, zygote, pump, port, listener)
@@ -91,19 +102,21 @@ class LocalEngine(Engine):
         return group
 
     def close(self) -> None:
-        """Leaves the zygote warm for the next run."""
+        """Leaves the zygote warm for the next run; one that still imports is ended, for nobody waits for it."""
         if self._zygote is not None:
-            launcher.give_back(self._zygote)
+            if self._loading:
+                launcher.discard(self._zygote)
+            else:
+                launcher.give_back(self._zygote)
             self._zygote = None
 
-    def _await_imports(self, zygote: launcher.Zygote) -> None:
-        while self._loading:
-            message = zygote.receive()
-            if message is None:
-                raise WorkerStartError(f"the process that starts workers died at its imports:\n{zygote.last_words()}")
-            if isinstance(message, wire.Preloaded):
-                self._loading = False
-                zygote.can_fork = message.can_fork
+    def _imported(self, zygote: launcher.Zygote) -> None:
+        message = zygote.receive()
+        if message is None:
+            raise WorkerStartError(f"the process that starts workers died at its imports:\n{zygote.last_words()}")
+        if isinstance(message, wire.Preloaded):
+            self._loading = False
+            zygote.can_fork = message.can_fork
 
     def _complete(self, job: protocol.Job, port: int) -> protocol.Job:
         size = job.world_size

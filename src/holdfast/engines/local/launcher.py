@@ -113,6 +113,11 @@ class Zygote:
             self._process.wait()
         self._errors.close()
 
+    def kill(self) -> None:
+        """Ends the process at once, whatever it is doing."""
+        self._process.kill()
+        self.close()
+
     def disown(self) -> None:
         """In a process that the driver forked: forgets the zygote, which is not this process's."""
         with contextlib.suppress(OSError):
@@ -156,6 +161,13 @@ def give_back(zygote: Zygote) -> None:
             return
         _all.discard(zygote)
     zygote.close()
+
+
+def discard(zygote: Zygote) -> None:
+    """Ends a zygote at once."""
+    with _lock:
+        _all.discard(zygote)
+    zygote.kill()
 
 
 def _close_all() -> None:
