@@ -52,7 +52,8 @@ class StagedShard(Record, frozen=True):
         rank: World rank of the worker that reported it.
         root: Absolute directory (a record path) that the files' paths are relative to.
         files: In a stable order (sorted by path).
-        adopt: The node may take the files over (hard link) and removes the directory once they are committed.
+        adopt: The node may take the files over by a hard link: nobody writes to them any more.
+        remove: The node removes what was staged once it is committed.
         metadata: The directory's user metadata (`.metadata.json`) as JSON text, or None. Not part of `files`:
             it may change after the commit.
     """
@@ -61,6 +62,7 @@ class StagedShard(Record, frozen=True):
     root: str
     files: tuple[StagedFile, ...]
     adopt: bool = False
+    remove: bool = False
     metadata: str | None = None
 
 

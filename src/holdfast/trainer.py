@@ -322,12 +322,12 @@ def _drive_in_thread(controller: Controller, engine: InProcessEngine) -> Outcome
         finally:
             engine.close()
 
-    is_running, is_stopping = True, False
+    is_stopping = False
 
     def stop(signum: int) -> None:
         nonlocal is_stopping
         # The second time the function is in the middle of something long, or the person insists.
-        if is_stopping and is_running:
+        if is_stopping and engine.is_running:
             raise KeyboardInterrupt
         is_stopping = True
         controller.stop_soon(signum)
@@ -338,10 +338,9 @@ def _drive_in_thread(controller: Controller, engine: InProcessEngine) -> Outcome
         try:
             engine.run_work()
         except KeyboardInterrupt:
-            is_running = False
-            controller.stop_soon(signal.SIGINT)
+            if not is_stopping:  # raised by the function itself
+                controller.stop_soon(signal.SIGINT)
             engine.cancel()
-        is_running = False
         thread.join()
     if not outcomes:
         raise HoldfastError("the driver's loop ended without an outcome; its traceback stands above")

@@ -56,7 +56,7 @@ def report(
         for rank, contents in enumerate(shards):
             root = source / f"report-{index}-rank-{rank}"
             write_files(root, contents)
-            receipts.append(checkpoint.store_shard(stage(root, rank, adopt=adopt)).result())
+            receipts.append(checkpoint.store_shard(stage(root, rank, adopt=adopt, remove=adopt)).result())
         attempt = writer.first_attempt
         committed = checkpoint.commit(receipts, metrics=encoded, world_size=len(shards), attempt=attempt)
     except BaseException:

@@ -115,7 +115,8 @@ class Dismissal:
         self._observer.message(
             f"rank {rank} has returned, but its process does not end (a thread? an exit handler?): killed"
         )
-        self.kill()
+        if self._group is not None:
+            self._group.kill([rank])
 
     def _survived(self) -> None:
         self._observer.message(

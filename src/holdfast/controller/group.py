@@ -58,8 +58,8 @@ class WorkerGroup(ABC):
         """Raises KeyboardInterrupt in these workers where they still run."""
 
     @abstractmethod
-    def kill(self) -> None:
-        """Ends every worker that still runs, and what it has started, at once."""
+    def kill(self, ranks: Iterable[int] | None = None) -> None:
+        """Ends these workers, by default all, where they still run, and what they have started, at once."""
 
     @abstractmethod
     def dump_stacks(self, ranks: Sequence[int]) -> None:

@@ -117,6 +117,8 @@ class Reactor:
     def close(self) -> None:
         """Frees the descriptors; nothing runs afterwards."""
         self._selector.close()
-        for descriptor in (self._wake_out, self._wake_in):
-            os.close(descriptor)
+        # Unknown before it is closed: a late `post` must not write into a file that gets the number next.
+        descriptors = self._wake_in, self._wake_out
         self._wake_in = self._wake_out = -1
+        for descriptor in descriptors:
+            os.close(descriptor)

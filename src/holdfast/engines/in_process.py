@@ -54,7 +54,7 @@ class InProcessGroup(WorkerGroup):
         if 0 in ranks and self._thread is threading.main_thread() and self._thread.ident is not None:
             signal.pthread_kill(self._thread.ident, signal.SIGINT)
 
-    def kill(self) -> None:
+    def kill(self, ranks: Iterable[int] | None = None) -> None:
         """Nothing: it is the user's own program."""
 
     def dump_stacks(self, ranks: Sequence[int]) -> None:
@@ -71,6 +71,7 @@ class InProcessEngine(Engine):
 
     Attributes:
         value: What the function returned at last.
+        is_running: Whether the function is being called: an interrupt may be raised in it.
     """
 
     def __init__(self, function: Callable[..., Any], config: dict[str, Any] | None, backend: BackendConfig) -> None:
@@ -78,6 +79,7 @@ class InProcessEngine(Engine):
         self._task = Work(lambda: (function, config, backend), self._keep)
         self._work: queue.SimpleQueue[Callable[[bool], None] | None] = queue.SimpleQueue()
         self._cancelled = False
+        self.is_running = False
         self._thread = threading.current_thread()
 
     def prepare(self) -> None:
@@ -103,9 +105,13 @@ class InProcessEngine(Engine):
             saved = {name: os.environ.get(name) for name in job.environment}
             os.environ.update(job.environment)
             try:
+                self.is_running = run
                 if run:
                     code = execute(job, Channel(theirs), files_end, self._task, in_own_process=False)
             finally:
+                # From here on a signal raises nothing, so that nothing of this is left out.
+                self.is_running = False
+                reactor.post(lambda: self._ended(connection, files, listener, code))
                 for name, value in saved.items():
                     if value is None:
                         os.environ.pop(name, None)
@@ -113,7 +119,6 @@ class InProcessEngine(Engine):
                         os.environ[name] = value
                 theirs.close()
                 files_end.close()
-                reactor.post(lambda: self._ended(connection, files, listener, code))
 
         if self._cancelled:
             work(False)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from holdfast.errors import EmptyCheckpointError, ReportError, StorageError
+from holdfast.errors import EmptyCheckpointError, ReportError, ShardModifiedError, StorageError
 from holdfast.persistence import layout
 from holdfast.persistence.commit import commit, files_of, make_durable, place_of
 from holdfast.persistence.lease import utc_now
 from holdfast.persistence.merge import merge_metadata, merge_receipts
-from holdfast.persistence.release import release
+from holdfast.persistence.release import changed_while_shared, release
 from holdfast.records import CommittedCheckpoint, Manifest, ShardReceipt, StagedShard
 from holdfast.stores.base import Store
 
@@ -127,6 +127,7 @@ class CheckpointWriter:
         Raises:
             EmptyCheckpointError: No rank reported a single file.
             ShardCollisionError: Two ranks stored different bytes under one name.
+            ShardModifiedError: A file that was taken over was written to.
             CheckpointExistsError: Something came to lie under the checkpoint's name.
             StorageError: The store failed. Under strict durability the checkpoint may exist nevertheless.
         """
@@ -144,6 +145,7 @@ class CheckpointWriter:
                 metrics=msgspec.Raw(metrics),
                 files=merge_receipts(receipts),
             )
+            self._check_adopted()
             metadata = merge_metadata(receipts)
             if not manifest.files and metadata is None:
                 raise EmptyCheckpointError(
@@ -193,6 +195,20 @@ class CheckpointWriter:
                 "use the same mode on every rank of a report"
             )
         self._in_place = in_place
+
+    def _check_adopted(self) -> None:
+        """Files that were taken over still have their old names, too; nobody may have written to them meanwhile.
+
+        Raises:
+            ShardModifiedError: Somebody has.
+        """
+        place = self._store.local_path(self._place)
+        for shard in self._shards if place is not None else ():
+            if (path := changed_while_shared(shard, str(place))) is not None:
+                raise ShardModifiedError(
+                    f"{path!r} was written to after it was reported and before the checkpoint was committed; leave a "
+                    "directory that you have given away alone"
+                )
 
     def _settle(self, committed: CommittedCheckpoint, manifest: Manifest, metadata: str | None) -> None:
         """What follows the commit; a failure in here takes nothing back."""

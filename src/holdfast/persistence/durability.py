@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from holdfast.errors import FormatError, StorageError, StoreNotFoundError
+from holdfast.errors import StorageError, StoreNotFoundError
 from holdfast.persistence import layout
 from holdfast.persistence.commit import files_of
 from holdfast.persistence.deletion import delete_checkpoint
@@ -236,7 +236,7 @@ class Durability:
         checkpoint = item.checkpoint
         try:
             self._flush(item)
-        except (StorageError, FormatError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, this thread has more to do
             gone = isinstance(error, StoreNotFoundError) and not self._store.exists(checkpoint.name)
             self._not_flushed(item, error, gone=gone)
             return False

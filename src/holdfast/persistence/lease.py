@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import random
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
-from holdfast.errors import FormatError, RunInUseError, StoreExistsError
+from holdfast.errors import FormatError, RunInUseError, StorageError, StoreExistsError
 from holdfast.persistence import layout
 from holdfast.persistence.catalog import Catalog, read_epoch
 from holdfast.records import FORMAT_VERSION, AdoptedCheckpoint, EpochRecord
-from holdfast.stores.base import Store, StoreLock
+from holdfast.stores.base import UNKNOWN_HOLDER, Store, StoreLock
 
 _ATTEMPTS = 20
+_READERS_S = 5.0
 _READER = "a reader that looks for the driver"
 _encoder = msgspec.json.Encoder()
 
@@ -101,9 +104,12 @@ def current_driver(store: Store) -> str | None:
     """Who drives the run now, and since when; None if nobody does, or where the store cannot tell."""
     if not store.capabilities.kernel_lock or not store.exists(layout.LOCK):
         return None
-    held = store.lock(layout.LOCK, _READER)
+    try:
+        held = store.lock(layout.LOCK, _READER)
+    except StorageError:  # a reader may have no right to write, which locking takes
+        return None
     if isinstance(held, str):
-        return None if held == _READER else held
+        return None if held in (_READER, UNKNOWN_HOLDER) else held
     held.release()
     return None
 
@@ -114,14 +120,15 @@ def utc_now() -> str:
 
 
 def _lock(store: Store, name: str, description: str) -> StoreLock:
-    for _ in range(_ATTEMPTS):
+    deadline_s = time.monotonic() + _READERS_S
+    while True:
         held = store.lock(layout.LOCK, description)
         if not isinstance(held, str):
             return held
-        # A reader holds the lock for as long as it takes to see that it is free.
-        if held != _READER:
+        # A reader holds the lock for as long as it takes to see that it is free; many readers come often.
+        if held not in (_READER, UNKNOWN_HOLDER) or time.monotonic() > deadline_s:
             raise _in_use(store, name, held)
-    raise _in_use(store, name, "a process that did not say who it is")
+        time.sleep(random.uniform(0.0005, 0.005))
 
 
 def _in_use(store: Store, name: str, who: str) -> RunInUseError:

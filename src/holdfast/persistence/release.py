@@ -13,14 +13,35 @@ _LOG = logging.getLogger("holdfast")
 
 
 def release(shards: Sequence[StagedShard]) -> None:
-    """Removes what was staged of the shards that were to be taken over; never raises.
+    """Removes what was staged of the shards that were given away; never raises.
 
     Only files that still are what was stored: after an asynchronous report the worker may have begun to write its
     next checkpoint into a directory of the same name.
     """
     for shard in shards:
-        if shard.adopt:
+        if shard.remove:
             _release(shard)
+
+
+def changed_while_shared(shard: StagedShard, place: str) -> str | None:
+    """A file that was taken over by a hard link, and written to since by its old name; None where there is none.
+
+    Args:
+        place: Where the shard's files were stored.
+    """
+    root = layout.decode_path(shard.root)
+    for file in shard.files if shard.adopt else ():
+        path = layout.decode_path(file.path)
+        if file.kind != "file":
+            continue
+        try:
+            old, new = os.lstat(f"{root}/{path}"), os.lstat(f"{place}/{path}")
+        except OSError:  # without its old name nobody finds it
+            continue
+        is_same = (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino)
+        if is_same and (new.st_size, new.st_mtime_ns) != (file.size_bytes, file.mtime_ns):
+            return f"{root}/{path}"
+    return None
 
 
 def _release(shard: StagedShard) -> None:

@@ -27,12 +27,13 @@ _KINDS = {
 }
 
 
-def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False) -> StagedShard:
+def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False, remove: bool = False) -> StagedShard:
     """Lists a directory for upload; its files must then stay as they are until they are stored.
 
     Args:
         rank: World rank of the worker that reports it.
-        adopt: The files may be taken over instead of copied, and the directory is removed after the commit.
+        adopt: The files may be taken over instead of copied.
+        remove: The directory is removed after the commit.
 
     Raises:
         CheckpointSourceError: The directory is missing or a file, or holds something that cannot be stored: a link
@@ -73,7 +74,14 @@ def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False) 
     files.sort(key=lambda file: file.path)
     _check_manifest(root, special.get(layout.MANIFEST))
     metadata = _read_metadata(root, special.get(layout.METADATA))
-    return StagedShard(rank=rank, root=layout.encode_path(root), files=tuple(files), adopt=adopt, metadata=metadata)
+    return StagedShard(
+        rank=rank,
+        root=layout.encode_path(root),
+        files=tuple(files),
+        adopt=adopt,
+        remove=remove,
+        metadata=metadata,
+    )
 
 
 def _check_directory(root: str) -> None:

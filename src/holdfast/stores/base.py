@@ -82,6 +82,10 @@ class StoreLock(Protocol):
     ) -> None: ...
 
 
+UNKNOWN_HOLDER = "a process that did not say who it is"
+"""What `Store.lock` says of a holder that has not written its description, or not yet."""
+
+
 class Store(ABC):
     """A place that holds bytes under keys.
 

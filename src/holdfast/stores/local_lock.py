@@ -9,7 +9,7 @@ import threading
 import time
 from types import TracebackType
 
-from holdfast.stores.base import StoreLock
+from holdfast.stores.base import UNKNOWN_HOLDER, StoreLock
 from holdfast.stores.local_errors import storage_error
 
 _STALE_TEXT_WAIT_S = 0.2
@@ -139,7 +139,7 @@ def take_lock(path: str, description: str) -> FileLock | str:
         # The holder has the lock and has not written its name yet, or died this instant: what the file says is
         # of an earlier holder. Both last microseconds.
         if time.monotonic() >= deadline:
-            return text or "a process that did not say who it is"
+            return text or UNKNOWN_HOLDER
         time.sleep(0.005)
 
 

@@ -17,6 +17,7 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._buffer = bytearray()
+        self._num_unread = 0
         self._turn = threading.Lock()
 
     def ask(self, question: protocol.Message) -> protocol.Answer:
@@ -29,7 +30,14 @@ class Channel:
         """
         with self._turn:
             self.send(question)
-            return self.receive()
+            # An interrupt between the two leaves an answer on its way, which is not the next question's.
+            self._num_unread += 1
+            while self._num_unread > 1:
+                self.receive()
+                self._num_unread -= 1
+            answer = self.receive()
+            self._num_unread -= 1
+            return answer
 
     def send(self, message: protocol.Message) -> None:
         """Sends without waiting for an answer."""

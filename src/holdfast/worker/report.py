@@ -83,7 +83,7 @@ def report(
     waits = checkpoint_upload_mode is not CheckpointUploadMode.ASYNC
     encoded = encode_metrics(metrics)
     if state.job.score_attribute is not None:
-        score_of(metrics, state.job.score_attribute)
+        score_of(decode_metrics(encoded), state.job.score_attribute)
     if checkpoint is None:
         question = protocol.ReportCall(state.next_report, encoded, waits=waits)
     else:
@@ -106,7 +106,7 @@ def report(
     pending = state.inbox.expect(question.index)
     if question.hands_over and question.shard is not None:
         hand_over(state.files, question.index, question.shard)
-        if question.shard.adopt:
+        if question.shard.remove:
             handed_over(state, layout.decode_path(question.shard.root))
     return pending
 
@@ -135,21 +135,23 @@ def _with_checkpoint(
         name = _name_in_run(state, checkpoint, name)
         shard = stage(checkpoint.path, state.job.rank)
     else:
-        adopt = delete_local
-        if adopt is None:
-            adopt = is_staging(state, checkpoint.path) or mode is CheckpointUploadMode.ASYNC
-        shard = _stage_local(checkpoint, state.job.rank, adopt)
+        ours = is_staging(state, checkpoint.path)
+        remove = (ours or mode is CheckpointUploadMode.ASYNC) if delete_local is None else delete_local
+        # After an asynchronous report a directory of the user's may be written to again at once: a link would bring
+        # that into the checkpoint.
+        adopt = remove and (ours or mode is CheckpointUploadMode.SYNC)
+        shard = _stage_local(checkpoint, state.job.rank, adopt=adopt, remove=remove)
     waits = mode is not CheckpointUploadMode.ASYNC
     return protocol.ReportCall(state.next_report, encoded, shard, name, in_place, waits)
 
 
-def _stage_local(checkpoint: Checkpoint, rank: int, adopt: bool) -> StagedShard:
+def _stage_local(checkpoint: Checkpoint, rank: int, *, adopt: bool, remove: bool) -> StagedShard:
     if "://" in checkpoint.path and not checkpoint.path.startswith("file://"):
         raise CheckpointSourceError(
             f"report(checkpoint=...): {checkpoint.path} is no local directory; save to a local one, or register what lies "
             "in the run's storage already with checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD"
         )
-    return stage(checkpoint.path, rank, adopt=adopt)
+    return stage(checkpoint.path, rank, adopt=adopt, remove=remove)
 
 
 def _upload_by_user(state: WorkerState, checkpoint: Checkpoint, name: str | None, upload: UploadFunction) -> Checkpoint:

@@ -81,7 +81,7 @@ def test_a_shard_arrives_whole_with_a_receipt(
     tmp_path: Path, source: Path, uploader: Uploader, adopt: bool, is_local: bool
 ) -> None:
     store: Store = LocalStore(tmp_path / "store") if is_local else RemoteLikeStore(tmp_path / "store")
-    shard = stage(source, 2, adopt=adopt)
+    shard = stage(source, 2, adopt=adopt, remove=adopt)
     told: list[int] = []
     receipt = uploader.store_shard(shard, store, "p/q", on_bytes=told.append).result(LIMIT_S)
     assert by_path(receipt) == {
@@ -104,7 +104,7 @@ def test_a_shard_arrives_whole_with_a_receipt(
 
 
 def test_what_has_come_to_lie_in_a_released_directory_meanwhile_stays(source: Path) -> None:
-    shard = stage(source, 0, adopt=True)
+    shard = stage(source, 0, remove=True)
     (source / "a").write_bytes(b"next")
     (source / "sub/new").write_bytes(b"x")
     release([shard])

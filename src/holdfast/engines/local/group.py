@@ -148,10 +148,9 @@ class LocalGroup(WorkerGroup):
         """SIGINT to each of the workers, not to what it has started."""
         self._signal(ranks, signal.SIGINT)
 
-    def kill(self) -> None:
-        """SIGKILL to each worker and all that it has started."""
-        for token in self._ranks:
-            self._zygote.signal(token, signal.SIGKILL, group=True)
+    def kill(self, ranks: Iterable[int] | None = None) -> None:
+        """SIGKILL to the workers and all that they have started."""
+        self._signal(self._tokens if ranks is None else ranks, signal.SIGKILL, group=True)
 
     def dump_stacks(self, ranks: Sequence[int]) -> None:
         """By a signal that a handler in C answers, so that a worker stuck in a library answers too."""
@@ -166,10 +165,10 @@ class LocalGroup(WorkerGroup):
         self._port.close()
         self._pump.close()
 
-    def _signal(self, ranks: Iterable[int], signum: int) -> None:
+    def _signal(self, ranks: Iterable[int], signum: int, *, group: bool = False) -> None:
         for rank in ranks:
             if self._tokens.get(rank) in self._ranks:
-                self._zygote.signal(self._tokens[rank], signum, group=False)
+                self._zygote.signal(self._tokens[rank], signum, group=group)
 
     def _from_zygote(self, _: int) -> None:
         message = self._zygote.receive()

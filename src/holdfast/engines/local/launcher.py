@@ -20,7 +20,7 @@ logger = logging.getLogger("holdfast")
 
 _BOOT = (
     "import os, sys; sys.path[:] = os.environ.pop('_HOLDFAST_PATH').split(os.pathsep); "
-    "from holdfast.engines.local.zygote import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    "from holdfast.engines.local.zygote import main; main(*map(int, sys.argv[1:4]))"
 )
 _EXIT_S = 5.0
 
@@ -37,18 +37,20 @@ class Zygote:
             WorkerStartError: The process cannot be started.
         """
         ours, theirs = socket.socketpair()
+        # Its end tells the zygote of ours even while it imports something.
+        lifeline, self._lifeline = os.pipe()
         self._connection = ours
         self._requested: set[str] = set()
         self._tokens = 0
         self.can_fork = True
         # Where its own error text goes, should it ever die: not to the user's terminal, which it outlives no driver on.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
-        arguments = ["-c", _BOOT, str(theirs.fileno()), str(os.getpid())]
+        arguments = ["-c", _BOOT, str(theirs.fileno()), str(os.getpid()), str(lifeline)]
         search_path = os.pathsep.join(path or os.getcwd() for path in sys.path)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, *subprocess._args_from_interpreter_flags(), *arguments],  # type: ignore[attr-defined]
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), lifeline),
                 env=os.environ | {"_HOLDFAST_PATH": search_path},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -57,9 +59,11 @@ class Zygote:
             )
         except OSError as error:
             ours.close()
+            os.close(self._lifeline)
             raise WorkerStartError(f"the process that starts workers cannot be started: {error}") from error
         finally:
             theirs.close()
+            os.close(lifeline)
         self.pid = self._process.pid
 
     @property
@@ -106,6 +110,7 @@ class Zygote:
     def close(self) -> None:
         """Ends the process and every worker it has; safe to repeat."""
         self._connection.close()
+        self._let_go()
         try:
             self._process.wait(_EXIT_S)
         except subprocess.TimeoutExpired:
@@ -122,7 +127,13 @@ class Zygote:
         """In a process that the driver forked: forgets the zygote, which is not this process's."""
         with contextlib.suppress(OSError):
             self._connection.close()
+            self._let_go()
         self._process.returncode = 0
+
+    def _let_go(self) -> None:
+        lifeline, self._lifeline = self._lifeline, -1
+        if lifeline >= 0:
+            os.close(lifeline)
 
     def _send(self, message: wire.ZygoteMessage, descriptors: tuple[int, ...] = ()) -> None:
         try:

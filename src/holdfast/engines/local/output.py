@@ -87,6 +87,7 @@ class OutputPump:
             if self._closing_at is not None:
                 timeout = self._closing_at - time.monotonic()
                 if timeout <= 0:
+                    self._end_lines()
                     return
             for key, _ in self._selector.select(timeout):
                 stream = key.data
@@ -96,6 +97,14 @@ class OutputPump:
                     self._selector.unregister(stream.descriptor)
                     os.close(stream.descriptor)
                     open_streams -= 1
+
+    def _end_lines(self) -> None:
+        """Delivers lines that have no end yet, and whose end nobody waits for any more."""
+        for key in self._selector.get_map().values():
+            stream = key.data
+            if stream is not None and stream.partial:
+                line, stream.partial = stream.partial, b""
+                self._deliver(stream, [line])
 
     def _read(self, stream: _Stream) -> bool:
         try:
@@ -109,14 +118,17 @@ class OutputPump:
             lines.append(stream.partial)
             stream.partial = b""
         if lines:
-            self._keep(stream.rank, b"\n".join(lines) + b"\n")
-            for line in lines:
-                # A progress bar rewrites its line; the last state of it is what a log wants.
-                text = line.decode(errors="replace").rstrip("\r").rsplit("\r", 1)[-1]
-                if stream.is_stderr:
-                    self._last[stream.rank].append(text)
-                self._on_line(stream.rank, text, stream.is_stderr)
+            self._deliver(stream, lines)
         return bool(data)
+
+    def _deliver(self, stream: _Stream, lines: list[bytes]) -> None:
+        self._keep(stream.rank, b"\n".join(lines) + b"\n")
+        for line in lines:
+            # A progress bar rewrites its line; the last state of it is what a log wants.
+            text = line.decode(errors="replace").rstrip("\r").rsplit("\r", 1)[-1]
+            if stream.is_stderr:
+                self._last[stream.rank].append(text)
+            self._on_line(stream.rank, text, stream.is_stderr)
 
     def _keep(self, rank: int, data: bytes) -> None:
         if not self._store.capabilities.append or self._log_failed:

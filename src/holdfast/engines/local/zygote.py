@@ -7,14 +7,17 @@ It ends with its driver, however that dies, and takes every worker along; a work
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import os
+import select
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from holdfast.engines.local import child, wire
 
@@ -35,8 +38,9 @@ class _Worker:
 class Zygote:
     """Serves one driver over one socket."""
 
-    def __init__(self, connection: socket.socket, driver_pid: int) -> None:
+    def __init__(self, connection: socket.socket, driver_pid: int, lifeline: int) -> None:
         self._connection = connection
+        self._lifeline = lifeline
         self._driver_pid = driver_pid
         self._workers: dict[int, _Worker] = {}
         self._modules: set[str] = set()
@@ -81,14 +85,15 @@ class Zygote:
 
     def _preload(self, modules: list[str]) -> None:
         failed = {}
-        for name in modules:
-            if name in self._modules:
-                continue
-            try:
-                importlib.import_module(name)
-            except Exception as error:  # noqa: BLE001 - a broken package must not keep others from being loaded
-                failed[name] = f"{type(error).__name__}: {error}"
-            self._modules.add(name)
+        with _ended_by(self._lifeline):
+            for name in modules:
+                if name in self._modules:
+                    continue
+                try:
+                    importlib.import_module(name)
+                except Exception as error:  # noqa: BLE001 - a broken package must not keep others from being loaded
+                    failed[name] = f"{type(error).__name__}: {error}"
+                self._modules.add(name)
         # Moves all objects out of the collector's sight: a collection in a worker would touch, and so copy, every page.
         gc.collect()
         gc.freeze()
@@ -114,7 +119,7 @@ class Zygote:
         # The worker. It must never return into the zygote's loop, whatever happens.
         try:
             signal.set_wakeup_fd(-1)
-            for own in (self._wake_out, self._wake_in):
+            for own in (self._wake_out, self._wake_in, self._lifeline):
                 os.close(own)
             self._connection.close()
             child.become_worker(descriptors, zygote)
@@ -197,12 +202,32 @@ def _watch_process(pid: int) -> int | None:
         return None
 
 
-def main(descriptor: int, driver_pid: int) -> None:
-    """Runs the zygote on an inherited socket."""
+@contextlib.contextmanager
+def _ended_by(lifeline: int) -> Iterator[None]:
+    """The driver's end ends this process at once, also in the middle of an import, where it looks at nothing."""
+    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+    if hasattr(os, "O_ASYNC"):
+        # SIGIO comes when the pipe's other end closes, and ends a process that does not handle it.
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if select.select([lifeline], [], [], 0)[0]:  # it died before the line above
+            os._exit(0)
+    try:
+        yield
+    finally:
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags)
+
+
+def main(descriptor: int, driver_pid: int, lifeline: int) -> None:
+    """Runs the zygote on an inherited socket.
+
+    Args:
+        lifeline: The end of a pipe that the driver alone holds the other end of.
+    """
     # Ctrl-C and a closed terminal are the driver's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        Zygote(socket.socket(fileno=descriptor), driver_pid).serve()
+        Zygote(socket.socket(fileno=descriptor), driver_pid, lifeline).serve()
     finally:
         os._exit(0)
