@@ -177,9 +177,11 @@ class FailureConfig:
 
     Attributes:
         max_failures: Restarts after worker failures; -1 for no limit. Ranks that fail together count once.
-        controller_failure_limit: Restarts after failures of the driver's own side; -1 for no limit.
-        max_preemption_failures: Restarts after nodes were taken away; -1 for no limit.
-        preemption_grace_s: Seconds that workers get after a notice of preemption.
+        controller_failure_limit: How often in a row an attempt may fail to start for a reason that may pass by itself
+            (storage that does not answer, processes that cannot be started), with growing pauses; -1 for five times.
+        max_preemption_failures: Restarts after nodes were taken away; -1 for no limit. Accepted: an engine with one
+            node knows of no preemption.
+        preemption_grace_s: Seconds that workers get after a notice of preemption. Accepted likewise.
     """
 
     max_failures: int = 0

@@ -8,7 +8,53 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+Handler = Callable[[int], None]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequests:
+    """The signals that have asked for the end, and who acts on the next one.
+
+    Attributes:
+        signum: The first one's number, or None.
+        count: How many there were.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.count = 0
+        self._handler: Handler | None = None
+        self._own: Callable[[], None] | None = None
+
+    def hand_to(self, handler: Handler) -> None:
+        """From now on this is called with each signal's number; what it raises is raised in the main thread.
+
+        One that came before anybody listened is handed on now.
+        """
+        earlier = self._handler is None and self.signum is not None
+        self._handler = handler
+        if earlier and self.signum is not None:
+            handler(self.signum)
+        elif self.count > 1:
+            handler(self.signum or signal.SIGINT)  # who insisted then insists now
+
+    def interrupt_main_thread(self, action: Callable[[], None]) -> None:
+        """Has the main thread call something soon, wherever it waits; by a signal, which counts as nobody's request."""
+        self._own = action
+        ident = threading.main_thread().ident
+        if ident is not None:
+            signal.pthread_kill(ident, signal.SIGINT)
+
+    def ask(self, signum: int) -> None:
+        """A signal has come."""
+        own, self._own = self._own, None
+        if own is not None and signum == signal.SIGINT:
+            own()
+            return
+        self.count += 1
+        self.signum = self.signum or signum
+        if self._handler is not None:
+            self._handler(signum)
 
 
 @contextlib.contextmanager

@@ -5,46 +5,22 @@ from __future__ import annotations
 import datetime
 import functools
 import inspect
-import logging
 import os
 import secrets
-import signal
-import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import cloudpickle
-
-from holdfast.config import CheckpointConfig, RunConfig, ScalingConfig
-from holdfast.controller.attempt import Limits
+from holdfast.config import RunConfig, ScalingConfig
 from holdfast.controller.callbacks import UserCallback
-from holdfast.controller.controller import Controller, Outcome
-from holdfast.controller.failure import signal_name, summarise
-from holdfast.controller.reactor import Reactor
-from holdfast.controller.rounds import Bounds
-from holdfast.engines.in_process import InProcessEngine
-from holdfast.engines.local.engine import LocalEngine
-from holdfast.errors import ConfigurationError, ControllerError, HoldfastError, TrainingInterrupted, WorkerGroupError
-from holdfast.interrupts import handle_interrupts
-from holdfast.metrics import decode_metrics
-from holdfast.persistence.layout import LOGS
-from holdfast.persistence.writer import RunWriter
+from holdfast.errors import ConfigurationError
+from holdfast.fit import Fit
 from holdfast.progress import make_progress
 from holdfast.result import Result
 from holdfast.stores import open_store
-from holdfast.worker import context, protocol
+from holdfast.worker import context
 from holdfast.worker.backend import BackendConfig
 from holdfast.worker.shipping import pack
-
-if TYPE_CHECKING:
-    from holdfast.controller.group import Engine
-    from holdfast.progress import Progress
-    from holdfast.records import CommittedCheckpoint
-    from holdfast.stores.base import Store
-
-logger = logging.getLogger("holdfast")
 
 _DEFAULT_STORAGE = "~/holdfast_results"
 
@@ -153,198 +129,9 @@ class DataParallelTrainer:
             score_order=kept.checkpoint_score_order,
         )
         try:
-            return _Fit(self, payload, name, root, progress).run()
+            return Fit(self, payload, name, root, progress).run()
         finally:
             progress.close()
-
-
-class _Fit:
-    """One call of `fit()`."""
-
-    def __init__(
-        self, trainer: DataParallelTrainer, payload: bytes, name: str, root: Store, progress: Progress
-    ) -> None:
-        self._trainer = trainer
-        self._config = trainer.run_config
-        self._payload = payload
-        self._name = name
-        self._root = root
-        self._store = root.child(name)
-        self._progress = progress
-        self._in_process = trainer.scaling_config.num_workers == 0
-
-    def run(self) -> Result:
-        engine = self._make_engine()
-        engine.prepare()
-        try:
-            engine.world_size()  # too few GPUs are said before anything is written
-            writer = self._open_run()
-            outcome = Outcome()
-            try:
-                outcome = self._drive(engine, writer)
-            finally:
-                writer.close(at_once=outcome.at_once)
-        finally:
-            engine.close()
-        value = engine.value if isinstance(engine, InProcessEngine) else _unpickled(outcome.value)
-        return self._conclude(outcome, value, writer.checkpoints())
-
-    def _make_engine(self) -> Engine:
-        trainer = self._trainer
-        if self._in_process:
-            return InProcessEngine(trainer.train_loop_per_worker, trainer.train_loop_config, trainer.backend_config)
-        return LocalEngine(trainer.scaling_config, trainer.backend_config, self._store, self._progress.worker_line)
-
-    def _open_run(self) -> RunWriter:
-        checkpoint_config = self._config.checkpoint_config
-        return RunWriter.open(
-            self._store,
-            name=self._name,
-            checkpoint_config=checkpoint_config,
-            durability=self._config.durability,
-            configuration=_as_text(self._trainer),
-        )
-
-    def _drive(self, engine: Engine, writer: RunWriter) -> Outcome:
-        reactor = Reactor()
-        config = self._config
-        controller = Controller(
-            reactor=reactor,
-            writer=writer,
-            engine=engine,
-            observer=self._progress,
-            make_job=self._make_job,
-            open_checkpoint=self._open_checkpoint,
-            failure_config=config.failure_config,
-            checkpoint_config=config.checkpoint_config,
-            limits=Limits(
-                config.late_rank_warning_s,
-                config.late_rank_timeout_s,
-                config.stop_grace_s,
-                Bounds(config.max_pending_checkpoints, config.max_pending_bytes),
-                raises_upload_errors=config.on_upload_error == "raise",
-            ),
-            callbacks=tuple(config.callbacks or ()),
-        )
-        try:
-            if isinstance(engine, InProcessEngine):
-                return _drive_in_thread(controller, engine)
-            with handle_interrupts(controller.stop_soon):
-                return controller.run()
-        finally:
-            reactor.close()
-
-    def _make_job(
-        self, rank: int, world_size: int, attempt: int, first_report: int, checkpoint: str | None
-    ) -> protocol.Job:
-        variables = (self._config.worker_runtime_env or {}).get("env_vars", {})
-        return protocol.Job(
-            payload=self._payload,
-            environment={str(key): str(value) for key, value in variables.items()},
-            search_path=[],
-            argv=[],
-            directory="",
-            rank=rank,
-            world_size=world_size,
-            local_rank=0,
-            local_world_size=0,
-            node_rank=0,
-            run_name=self._name,
-            storage_url=self._root.url,
-            run_url=self._store.url,
-            attempt=attempt,
-            checkpoint=checkpoint,
-            first_report=first_report,
-            score_attribute=self._config.checkpoint_config.checkpoint_score_attribute,
-        )
-
-    def _open_checkpoint(self, name: str) -> Any:
-        from holdfast.checkpoint import Checkpoint
-
-        return Checkpoint(f"{self._store.url}/{name}")
-
-    def _conclude(self, outcome: Outcome, value: Any, checkpoints: list[CommittedCheckpoint]) -> Result:
-        error = self._error_of(outcome)
-        metrics = decode_metrics(outcome.metrics) if outcome.metrics is not None else None
-        result = Result.of_run(
-            self._store,
-            metrics=metrics,
-            error=error,
-            return_value=value,
-            checkpoint_config=self._config.checkpoint_config,
-            checkpoints=checkpoints,
-            filesystem=self._config.storage_filesystem,
-        )
-        if error is None:
-            self._progress.finished(f"finished; {self._store.url}")
-            return result
-        if isinstance(error, WorkerGroupError | ControllerError | TrainingInterrupted):
-            error.result = result
-        self._progress.finished(f"ended: {str(error).splitlines()[0]}; {self._store.url}")
-        raise error
-
-    def _error_of(self, outcome: Outcome) -> BaseException | None:
-        if outcome.signum is not None:
-            return TrainingInterrupted(
-                f"run {self._name!r} was stopped by {signal_name(outcome.signum)}; what was committed is kept, fit() again "
-                "with the same name and storage_path goes on from there",
-                outcome.signum,
-            )
-        failure = outcome.controller_failure
-        if failure is not None:
-            if isinstance(failure, ConfigurationError):
-                return failure
-            error = ControllerError(
-                f"run {self._name!r}: the driver failed: {type(failure).__name__}: {failure}", failure
-            )
-            error.__cause__ = failure
-            return error
-        if outcome.failures:
-            times = f"{outcome.attempts} attempt" + ("s" if outcome.attempts > 1 else "")
-            group_error = WorkerGroupError(
-                f"run {self._name!r} failed after {times} (FailureConfig.max_failures="
-                f"{self._config.failure_config.max_failures}): {summarise(outcome.failures)}. The workers' output is kept in "
-                f"{self._store.url}/{LOGS}",
-                outcome.failures,
-            )
-            # A person who lets it end the script sees the worker's own traceback first.
-            group_error.__cause__ = outcome.failures[min(outcome.failures)]
-            return group_error
-        return None
-
-
-def _drive_in_thread(controller: Controller, engine: InProcessEngine) -> Outcome:
-    outcomes: list[Outcome] = []
-
-    def drive() -> None:
-        try:
-            outcomes.append(controller.run())
-        finally:
-            engine.close()
-
-    is_stopping = False
-
-    def stop(signum: int) -> None:
-        nonlocal is_stopping
-        # The second time the function is in the middle of something long, or the person insists.
-        if is_stopping and engine.is_running:
-            raise KeyboardInterrupt
-        is_stopping = True
-        controller.stop_soon(signum)
-
-    thread = threading.Thread(target=drive, name="holdfast-controller", daemon=True)
-    thread.start()
-    with handle_interrupts(stop):
-        try:
-            engine.run_work()
-        except KeyboardInterrupt:
-            if not is_stopping:  # raised by the function itself
-                controller.stop_soon(signal.SIGINT)
-            engine.cancel()
-        thread.join()
-    if not outcomes:
-        raise HoldfastError("the driver's loop ended without an outcome; its traceback stands above")
-    return outcomes[0]
 
 
 def _check_plain(function: Callable[..., Any]) -> None:
@@ -367,30 +154,3 @@ def _check_plain(function: Callable[..., Any]) -> None:
 def _generated_name(function: Callable[..., Any]) -> str:
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return f"run_{stamp}_{secrets.token_hex(2)}"
-
-
-def _as_text(trainer: DataParallelTrainer) -> dict[str, str]:
-    """The configuration, for a person who looks at the run later, and for `Run.best`."""
-    kept: CheckpointConfig = trainer.run_config.checkpoint_config
-    function = functools.reduce(lambda f, _: getattr(f, "func", f), range(8), trainer.train_loop_per_worker)
-    return {
-        "function": getattr(function, "__qualname__", repr(function)),
-        "script": sys.argv[0] if sys.argv else "",
-        "directory": os.getcwd(),
-        "num_workers": str(trainer.scaling_config.num_workers),
-        "use_gpu": str(trainer.scaling_config.use_gpu),
-        "num_to_keep": "" if kept.num_to_keep is None else str(kept.num_to_keep),
-        "checkpoint_score_attribute": kept.checkpoint_score_attribute or "",
-        "checkpoint_score_order": kept.checkpoint_score_order,
-        **{f"metadata.{key}": str(value) for key, value in trainer.metadata.items()},
-    }
-
-
-def _unpickled(value: bytes | None) -> Any:
-    if value is None:
-        return None
-    try:
-        return cloudpickle.loads(value)
-    except Exception as error:  # noqa: BLE001 - a user's class may do anything when it is unpickled
-        logger.warning("the function's return value cannot be read here: %s", error)
-        return None

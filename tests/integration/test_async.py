@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -311,6 +312,42 @@ def test_a_directory_used_again_for_the_next_checkpoint_is_left_alone(tmp_path, 
         with each.checkpoint.as_directory() as directory:
             contents.append(Path(directory, "model").read_text())
     assert contents == ["0", "1"]
+
+
+def test_a_file_that_is_written_again_after_the_report_does_not_reach_the_checkpoint(tmp_path):
+    def loop(config):
+        base = config["base"]
+        if train.get_context().get_world_rank() == 0:
+            (base / "model").mkdir()
+            (base / "model" / "weights").write_bytes(b"reported")
+            pending = train.report({}, Checkpoint(str(base / "model")), checkpoint_upload_mode=ASYNC)
+            with open(base / "model" / "weights", "wb") as file:  # as torch.save does
+                file.write(b"the next")
+            (base / "written").touch()
+        else:
+            while not (base / "written").exists():
+                time.sleep(0.001)
+            with contextlib.suppress(train.ShardModifiedError):
+                train.report({}, checkpoint_upload_mode=ASYNC)
+            return
+        error = pending.exception(30)
+        assert error is None or isinstance(error, train.ShardModifiedError)
+
+    run(loop, tmp_path, on_upload_error="warn")
+    for each in train.Run(tmp_path / "run").checkpoints:
+        assert (Path(each.checkpoint.path) / "weights").read_bytes() == b"reported"
+
+
+def test_the_list_of_checkpoints_waits_for_those_that_are_on_their_way(tmp_path, gate):
+    def loop(config):
+        report_step(1)
+        with pytest.raises(train.WaitTimeoutError):
+            train.get_all_reported_checkpoints(timeout_s=0.05)
+        threading.Timer(0.1, (config["base"] / "gate").touch).start()
+        found = train.get_all_reported_checkpoints(train.CheckpointConsistencyMode.COMMITTED)
+        assert [each.metrics for each in found] == [{"step": 1}]
+
+    run(loop, tmp_path)
 
 
 def test_the_latest_checkpoint_is_the_same_on_every_rank_at_every_report(tmp_path):

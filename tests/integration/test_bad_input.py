@@ -16,6 +16,14 @@ import holdfast as train
 from holdfast import Checkpoint, CheckpointConfig, DataParallelTrainer, FailureConfig, RunConfig, ScalingConfig
 
 
+async def _async_loop():
+    train.report({})
+
+
+def _generator_loop():
+    yield train.report({})
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -26,6 +34,17 @@ from holdfast import Checkpoint, CheckpointConfig, DataParallelTrainer, FailureC
         (lambda: ScalingConfig(num_workers=True), "whole number"),
         (lambda: ScalingConfig(num_workers=(3, 2)), "minimum above its maximum"),
         (lambda: ScalingConfig(resources_per_worker={"GPU": 1}), "use_gpu=True"),
+        (lambda: ScalingConfig(resources_per_worker="GPU"), "must be a dict"),
+        (lambda: ScalingConfig(resources_per_worker={"gpu": 1}), "write 'GPU'"),
+        (lambda: ScalingConfig(use_gpu="yes"), "True or False"),
+        (lambda: ScalingConfig(placement_strategy="ANY"), "PACK"),
+        (lambda: RunConfig(worker_runtime_env={"env_vars": "A=1"}), "dict of names"),
+        (lambda: RunConfig(worker_runtime_env={"env_vars": {"A=B": "x"}}), "no environment"),
+        (lambda: RunConfig(callbacks=train.UserCallback()), "list of callbacks"),
+        (lambda: RunConfig(max_pending_checkpoints=-1), "at least 0"),
+        (lambda: RunConfig(on_upload_error="ignore"), "'raise' or 'warn'"),
+        (lambda: DataParallelTrainer(_async_loop), "an async function"),
+        (lambda: DataParallelTrainer(_generator_loop), "a generator"),
         (lambda: FailureConfig(max_failures=-2), "at least -1"),
         (lambda: RunConfig(name="a/b"), "'/'"),
         (lambda: RunConfig(name=".hidden"), "begin with a dot"),

@@ -109,6 +109,77 @@ def test_the_second_signal_ends_it_at_once(tmp_path):
     assert all(problems == [] for problems in train.Run(tmp_path / "run").verify().values())
 
 
+STORING = """
+import os, signal, sys, tempfile, time
+from pathlib import Path
+import holdfast as train, holdfast.stores.local as local_store
+base = Path(sys.argv[1])
+copy = local_store.copy_bytes
+def hanging(source, target, size_bytes, hasher):
+    (base / "up").touch()
+    while True:
+        hasher.update(b"x")  # tells, and is told to stop, as a long copy is
+        time.sleep(0.01)
+local_store.copy_bytes = hanging
+def loop():
+    with tempfile.TemporaryDirectory() as directory:
+        with open(Path(directory, "model"), "wb") as file:
+            file.truncate(100 << 20)
+        train.report({}, train.Checkpoint(directory))
+try:
+    train.DataParallelTrainer(loop, scaling_config=train.ScalingConfig(num_workers=int(sys.argv[2])),
+        run_config=train.RunConfig(name="run", storage_path=base, stop_grace_s=float(sys.argv[3]))).fit()
+except train.TrainingInterrupted as error:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("grace_s", "signals"), [(600, 2), (0.3, 1)])
+def test_storage_that_takes_for_ever_does_not_hold_up_the_end(tmp_path, workers, grace_s, signals):
+    (tmp_path / "script.py").write_text(STORING)
+    driver = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", tmp_path, str(workers), str(grace_s)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "up").exists():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    for _ in range(signals):
+        driver.send_signal(signal.SIGINT)
+        threading.Event().wait(0.2)
+    out, _ = driver.communicate(timeout=10)
+    assert out.split()[-1] == "interrupted"
+    assert train.Run(tmp_path / "run").checkpoints == []
+    assert not [name for name in os.listdir(tmp_path / "run") if "partial" in name]
+
+
+def test_what_a_shell_put_into_the_background_ignores_its_ctrl_c(tmp_path):
+    script = SCRIPT.replace("10**9", "100")
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "script.py").write_text("import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + script)
+    driver = subprocess.Popen([sys.executable, tmp_path / "script.py", tmp_path, "good", "2"], stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "up").exists():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=60)
+    assert (driver.returncode, out) == (0, b"")
+
+
+def test_sys_exit_in_the_own_process_is_a_failure_not_an_interrupt(tmp_path):
+    with pytest.raises(train.WorkerGroupError) as caught:
+        train.DataParallelTrainer(
+            lambda: sys.exit(3),
+            scaling_config=train.ScalingConfig(num_workers=0),
+            run_config=train.RunConfig(name="run", storage_path=tmp_path, progress="quiet"),
+        ).fit()
+    assert isinstance(caught.value.worker_failures[0], SystemExit)
+
+
 def test_workers_that_do_not_end_are_killed_after_the_grace(tmp_path):
     script = SCRIPT.replace("storage_path=base,", "storage_path=base, stop_grace_s=0.3,")
     assert script != SCRIPT

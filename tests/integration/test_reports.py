@@ -135,6 +135,19 @@ def test_a_rank_that_never_comes_ends_the_wait_at_its_limit(tmp_path):
     assert "rank 1" in str(found[0])
 
 
+def test_any_number_that_is_converted_may_be_the_score(tmp_path):
+    numpy = pytest.importorskip("numpy")
+
+    def loop():
+        for loss in (numpy.float32(0.5), numpy.int64(2), numpy.array(0.25)):
+            with tempfile.TemporaryDirectory() as directory:
+                Path(directory, "model").write_text("x")
+                train.report({"loss": loss}, Checkpoint(directory))
+
+    config = CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="loss", checkpoint_score_order="min")
+    assert run(loop, tmp_path, workers=1, checkpoint_config=config).checkpoint.path.endswith("checkpoint_000003")
+
+
 def test_metrics_are_those_at_the_call(tmp_path):
     def loop():
         import numpy
@@ -281,6 +294,44 @@ def test_a_function_of_the_user_may_upload(tmp_path):
     result = run(loop, tmp_path, workers=1)
     assert Path(result.checkpoint.path, "model").read_text() == "weights"
     assert result.checkpoint.verify() == []
+
+
+def test_a_function_of_the_user_may_upload_from_every_rank(tmp_path):
+    def upload(checkpoint, name):
+        target = Path(train.get_context().get_storage().build_checkpoint_path_from_name(name))
+        target.mkdir(exist_ok=True)
+        for number in range(200):  # the other rank looks while this one writes
+            (target / f"{train.get_context().get_world_rank()}-{number}").write_text(checkpoint.path)
+        return Checkpoint(str(target))
+
+    def loop():
+        for _ in range(3):
+            with tempfile.TemporaryDirectory() as directory:
+                train.report({}, Checkpoint(directory), checkpoint_upload_fn=upload)
+
+    result = run(loop, tmp_path)
+    assert len(result.checkpoint.files()) == 400
+    assert result.checkpoint.verify() == []
+
+
+def test_what_a_dead_attempt_uploaded_does_not_mix_with_the_next(tmp_path):
+    def upload(checkpoint, name):
+        context = train.get_context()
+        target = Path(context.get_storage().build_checkpoint_path_from_name(name))
+        target.mkdir(exist_ok=True)
+        again = (tmp_path / "again").exists()
+        (target / f"{context.get_world_rank()}-{again}").write_text("x")
+        if not again and context.get_world_rank() == 0:
+            (tmp_path / "again").touch()
+            raise RuntimeError("in mid-upload")
+        return Checkpoint(str(target))
+
+    def loop():
+        with tempfile.TemporaryDirectory() as directory:
+            train.report({}, Checkpoint(directory), checkpoint_upload_fn=upload)
+
+    result = run(loop, tmp_path, failure_config=train.FailureConfig(max_failures=1))
+    assert sorted(file.path for file in result.checkpoint.files()) == ["0-True", "1-True"]
 
 
 def test_the_local_directory_stays_unless_it_was_given_away(tmp_path):

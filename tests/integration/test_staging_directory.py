@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -72,6 +73,26 @@ def test_a_report_that_fails_leaves_nothing(tmp_path):
         return left(config["base"])
 
     assert run(loop, tmp_path, workers=1).return_value == []
+
+
+def test_what_is_written_to_after_the_report_fails_by_name(tmp_path):
+    def loop(config):
+        base = config["base"]
+        if train.get_context().get_world_rank() == 0:
+            with train.staging_directory() as directory:
+                Path(directory, "weights").write_bytes(b"reported")
+                pending = train.report({}, Checkpoint(directory), checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+                Path(directory, "weights").write_bytes(b"something else")
+                (base / "written").touch()
+                assert "weights" in str(pending.exception(30))
+        else:
+            while not (base / "written").exists():
+                pass
+            with contextlib.suppress(train.ShardModifiedError):
+                train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+
+    run(loop, tmp_path, on_upload_error="warn")
+    assert train.Run(tmp_path / "run").checkpoints == []
 
 
 def test_a_directory_that_is_to_stay_is_copied(tmp_path):

@@ -189,6 +189,89 @@ def test_the_whole_group_ends_with_the_driver_however_it_dies(tmp_path, signum):
         driver.stdout.close()
 
 
+IMPORTING = """
+import dataclasses, os, sys
+import holdfast as train
+@dataclasses.dataclass(frozen=True)
+class Slow(train.BackendConfig):
+    def preload(self):
+        return ("never_imported",)
+train.DataParallelTrainer(lambda: print("started"), backend_config=Slow(),
+    run_config=train.RunConfig(name="run", storage_path=sys.argv[1])).fit()
+"""
+
+
+@pytest.mark.parametrize("ending", ["SIGKILL", "SIGINT"])
+def test_an_import_that_never_ends_holds_nobody(tmp_path, ending):
+    (tmp_path / "script.py").write_text(IMPORTING)
+    (tmp_path / "never_imported.py").write_text(f"open({str(tmp_path / 'up')!r}, 'w')\nimport time\ntime.sleep(600)\n")
+    driver = subprocess.Popen([sys.executable, tmp_path / "script.py", tmp_path], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "up").exists():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    tree = psutil.Process(driver.pid).children(recursive=True)
+    assert tree
+    driver.send_signal(signal.Signals[ending])
+    out, _ = driver.communicate(timeout=10)
+    assert "started" not in out
+    _, alive = psutil.wait_procs(tree, timeout=5)
+    assert alive == []
+
+
+def test_a_rank_whose_process_does_not_end_takes_no_other_along(tmp_path, monkeypatch):
+    monkeypatch.setattr("holdfast.controller.dismissal._EXIT_S", 0.3)
+
+    def loop():
+        if train.get_context().get_world_rank() == 1:
+            threading.Thread(target=time.sleep, args=(600,)).start()
+            return None
+        time.sleep(1.0)
+        return "evaluated"
+
+    trainer = train.DataParallelTrainer(
+        loop,
+        scaling_config=train.ScalingConfig(num_workers=2),
+        run_config=train.RunConfig(name="run", storage_path=tmp_path, progress="quiet"),
+    )
+    assert trainer.fit().return_value == "evaluated"
+
+
+def test_starts_that_fail_are_tried_again_while_that_may_help(tmp_path, monkeypatch):
+    monkeypatch.setattr("holdfast.controller.controller._FIRST_PAUSE_S", 0.01)
+    from holdfast.engines.local import group
+
+    start, failed = group.LocalGroup.start, []
+
+    def failing(self, jobs):
+        if len(failed) < 2:
+            failed.append(True)
+            raise train.WorkerStartError("no process to be had")
+        start(self, jobs)
+
+    monkeypatch.setattr(group.LocalGroup, "start", failing)
+    config = {"name": "run", "storage_path": tmp_path, "progress": "quiet"}
+    assert train.DataParallelTrainer(lambda: 5, run_config=train.RunConfig(**config)).fit().return_value == 5
+    failed.clear()
+    limited = train.RunConfig(**config, failure_config=train.FailureConfig(controller_failure_limit=1))
+    with pytest.raises(train.ControllerError, match="no process to be had"):
+        train.DataParallelTrainer(lambda: 5, run_config=limited).fit()
+
+
+def test_attempts_that_reported_nothing_have_logs_of_their_own(tmp_path):
+    def loop():
+        print("a line")
+        raise RuntimeError
+
+    for number in (1, 2):
+        with pytest.raises(train.WorkerGroupError):
+            train.DataParallelTrainer(
+                loop, run_config=train.RunConfig(name="run", storage_path=tmp_path, progress="quiet")
+            ).fit()
+        log = tmp_path / "run" / ".holdfast" / "logs" / f"attempt_{number:06d}" / "rank_00000.log"
+        assert log.read_text().count("a line") == 1
+
+
 def test_a_script_without_a_main_guard_and_its_globals_travel(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

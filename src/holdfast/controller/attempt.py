@@ -12,6 +12,7 @@ from holdfast.controller.ends import Ends
 from holdfast.controller.failure import from_exit, from_failed
 from holdfast.controller.group import Exit, Listener, WorkerGroup
 from holdfast.controller.lateness import LateWatch
+from holdfast.controller.listings import Listings
 from holdfast.controller.meetings import Meeting, Meetings
 from holdfast.controller.room import Room
 from holdfast.controller.rounds import Bounds, Rounds
@@ -84,6 +85,7 @@ class Attempt:
             dump_stacks=self._dump_stacks,
             give_up=lambda meeting, text: self._refuse(meeting, protocol.Refused("timeout", text)),
         )
+        self._listings = Listings(reactor, writer, self._rounds, self._send)
         self._room = Room(reactor, observer, self._rounds, self._on_report)
         self._latest: str | None = None
         self._upload_failure: tuple[int, protocol.Refused] | None = None
@@ -138,6 +140,7 @@ class Attempt:
         """Frees the group."""
         self._late.close()
         self._room.close()
+        self._listings.close()
         self._processes.close()
         if self._group is not None:
             self._group.close()
@@ -152,7 +155,7 @@ class Attempt:
         elif isinstance(question, protocol.Failed):
             self._on_failed(rank, question)
         elif isinstance(question, protocol.CheckpointsCall):
-            self._send(rank, self._committed())
+            self._listings.ask(rank, question)
         else:
             self._on_collective(rank, question)
 
@@ -197,6 +200,7 @@ class Attempt:
             self._conclude(meeting, checkpoint)
         if self.ends.stopping:
             self._processes.interrupt_soon()
+        self._listings.look()
         self._room.reopen()
 
     def _conclude(self, meeting: Meeting, checkpoint: CommittedCheckpoint | None) -> None:
@@ -286,6 +290,7 @@ class Attempt:
     def _on_exit(self, rank: int, ended: Exit) -> None:
         self._processes.ended(rank)
         self._room.forget(rank)
+        self._listings.forget(rank)
         self._rounds.lose(rank)
         if rank not in self.ends.known:
             self._fail(rank, from_exit(rank, ended))
@@ -344,11 +349,6 @@ class Attempt:
             self._upload_failure = (rank, protocol.Refused(refusal.kind, text))
 
     # Answers
-
-    def _committed(self) -> protocol.ReportedList:
-        return protocol.ReportedList(
-            [protocol.ReportedEntry(c.name, bytes(c.metrics)) for c in self._writer.checkpoints()]
-        )
 
     def _send(self, rank: int, message: protocol.Message) -> None:
         if self._group is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from holdfast.controller.attempt import Attempt, Limits
 from holdfast.controller.callbacks import RunContext, UserCallback, call_all
 from holdfast.controller.failure import signal_name, summarise
-from holdfast.errors import TrainingInterrupted
+from holdfast.errors import StorageError, TrainingInterrupted, WorkerStartError
 from holdfast.metrics import decode_metrics, score_of
 from holdfast.worker import protocol
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from holdfast.records import CommittedCheckpoint
 
 logger = logging.getLogger("holdfast")
+# How often in a row a start may fail by default, and how long the pauses between are: some 12 s in all.
+_FALSE_STARTS = 5
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 30.0
 
 
 @dataclass
@@ -37,7 +41,6 @@ class Outcome:
         failures: The last attempt's exceptions by rank, empty after success.
         controller_failure: What failed on the driver's own side.
         signum: The signal that stopped it.
-        at_once: A second one asked for haste.
         attempts: How many groups were started.
     """
 
@@ -46,7 +49,6 @@ class Outcome:
     failures: dict[int, BaseException] = field(default_factory=dict)
     controller_failure: BaseException | None = None
     signum: int | None = None
-    at_once: bool = False
     attempts: int = 0
 
 
@@ -98,15 +100,19 @@ class Controller:
         """Runs attempts until one succeeds, a budget is used up, or someone stops it. Never raises for those."""
         outcome = self._outcome
         number, first_report = self._writer.first_attempt, self._writer.first_report
-        failures = 0
+        failures = false_starts = 0
         while True:
             try:
                 attempt = self._run_attempt(number, first_report)
             except Exception as error:  # noqa: BLE001 - whatever it is, the run ends with it and its Result
-                outcome.controller_failure = error
+                false_starts += 1
+                if self._may_try_again(error, false_starts):
+                    continue
+                outcome.controller_failure = error if outcome.signum is None else None
                 return outcome
             if attempt is None:
                 return outcome
+            false_starts = 0
             outcome.attempts += 1
             number, first_report = number + 1, attempt.next_report
             ends = attempt.ends
@@ -161,6 +167,19 @@ class Controller:
             attempt.close()
         return attempt
 
+    def _may_try_again(self, error: Exception, times: int) -> bool:
+        """Waits where a start failed of what may pass by itself; False where the run ends with it."""
+        limit = self._failure_config.controller_failure_limit
+        if not isinstance(error, WorkerStartError | StorageError) or times > (_FALSE_STARTS if limit < 0 else limit):
+            return False
+        pause_s = min(_FIRST_PAUSE_S * 3 ** (times - 1), _LONGEST_PAUSE_S)
+        self._observer.message(f"the workers could not be started and are tried again in {pause_s:.1f} s: {error}")
+        over: list[bool] = []
+        timer = self._reactor.after(pause_s, lambda: over.append(True))
+        self._reactor.run_until(lambda: bool(over) or self._outcome.signum is not None)
+        timer.cancel()
+        return self._outcome.signum is None
+
     def _stop(self, signum: int) -> None:
         self._signals += 1
         self._outcome.signum = self._outcome.signum or signum
@@ -171,10 +190,8 @@ class Controller:
             )
             if self._attempt is not None:
                 self._attempt.stop(_stopped(signum))
-        else:
-            self._outcome.at_once = True
-            if self._attempt is not None:
-                self._attempt.give_up()
+        elif self._attempt is not None:
+            self._attempt.give_up()
 
     def _reported(
         self, report: int, metrics: list[bytes], checkpoint: CommittedCheckpoint | None, seconds: float

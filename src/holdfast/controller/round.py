@@ -105,7 +105,7 @@ class CheckpointRound:
             checkpoint = self._open(rank, call.name or layout.checkpoint_name(self.report))
             self._progress.uploading(checkpoint.name, num_bytes)
             if call.in_place:
-                self._follow(checkpoint.register_shard(shard))
+                checkpoint.register_shard(shard)
             elif call.hands_over:
                 self._expect(rank, shard)
             else:
@@ -146,6 +146,11 @@ class CheckpointRound:
     def seal(self, metrics: bytes, world_size: int) -> None:
         """Every rank has come: commit as soon as everything is stored."""
         self._sealed = (metrics, world_size)
+        if self._error is None and self._checkpoint is not None:
+            registered = self._checkpoint.look_at_registered()
+            if registered is not None:
+                self._follow(registered)
+                return
         self.advance()
 
     def cancel(self, error: BaseException) -> None:

@@ -136,6 +136,10 @@ class Rounds:
         """The meetings whose checkpoints are not being committed yet, with their names."""
         return [(meeting, round_.name) for meeting, round_ in self._open.values() if not round_.committing]
 
+    def settled_before(self, report: int) -> bool:
+        """Whether no checkpoint of an earlier report is on its way."""
+        return all(round_.report >= report for _, round_ in self._open.values())
+
     def anyone_waits(self) -> bool:
         """Whether a rank waits for nothing but storage."""
         return any(round_.sealed and meeting.unanswered for meeting, round_ in self._open.values())

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +30,10 @@ if TYPE_CHECKING:
 class InProcessGroup(WorkerGroup):
     """The caller's thread as the only worker."""
 
-    def __init__(self, connection: Connection, files: FileConnections, thread: threading.Thread) -> None:
+    def __init__(self, connection: Connection, files: FileConnections, interrupt: Callable[[], None]) -> None:
         self._connection = connection
         self._files = files
-        self._thread = thread
+        self._interrupt = interrupt
 
     def send(self, rank: int, frame: bytes) -> None:
         """Answers the function."""
@@ -50,9 +48,9 @@ class InProcessGroup(WorkerGroup):
         self._files.closed(count)
 
     def interrupt(self, ranks: Iterable[int]) -> None:
-        """Ctrl-C once more, for a function that has not come to a call since the first; its handler raises then."""
-        if 0 in ranks and self._thread is threading.main_thread() and self._thread.ident is not None:
-            signal.pthread_kill(self._thread.ident, signal.SIGINT)
+        """For a function that has not come to a call since the end was asked for."""
+        if 0 in ranks:
+            self._interrupt()
 
     def kill(self, ranks: Iterable[int] | None = None) -> None:
         """Nothing: it is the user's own program."""
@@ -72,6 +70,7 @@ class InProcessEngine(Engine):
     Attributes:
         value: What the function returned at last.
         is_running: Whether the function is being called: an interrupt may be raised in it.
+        interrupt: Raises KeyboardInterrupt in the function.
     """
 
     def __init__(self, function: Callable[..., Any], config: dict[str, Any] | None, backend: BackendConfig) -> None:
@@ -80,7 +79,7 @@ class InProcessEngine(Engine):
         self._work: queue.SimpleQueue[Callable[[bool], None] | None] = queue.SimpleQueue()
         self._cancelled = False
         self.is_running = False
-        self._thread = threading.current_thread()
+        self.interrupt: Callable[[], None] = lambda: None
 
     def prepare(self) -> None:
         """Nothing to prepare."""
@@ -124,7 +123,7 @@ class InProcessEngine(Engine):
             work(False)
         else:
             self._work.put(work)
-        return InProcessGroup(connection, files, self._thread)
+        return InProcessGroup(connection, files, self.interrupt)
 
     def run_work(self) -> None:
         """Runs functions in the calling thread until `close`.

@@ -17,6 +17,7 @@ from holdfast.persistence.commit import commit, files_of, make_durable, place_of
 from holdfast.persistence.lease import utc_now
 from holdfast.persistence.merge import merge_metadata, merge_receipts
 from holdfast.persistence.release import changed_while_shared, release
+from holdfast.persistence.retry import RetryPolicy, retried
 from holdfast.records import CommittedCheckpoint, Manifest, ShardReceipt, StagedShard
 from holdfast.stores.base import Store
 
@@ -64,6 +65,7 @@ class CheckpointWriter:
         self._in_place: bool | None = None
         self._place = name
         self._shards: list[StagedShard] = []
+        self._registered: StagedShard | None = None
         self._futures: list[Future[ShardReceipt]] = []
         self._ended = False
 
@@ -103,15 +105,26 @@ class CheckpointWriter:
             self._futures.append(future)
             return future
 
-    def register_shard(self, shard: StagedShard) -> Future[ShardReceipt]:
-        """Reads a rank's files where they lie, which is the checkpoint's final place.
+    def register_shard(self, shard: StagedShard) -> None:
+        """Takes note of a rank whose files lie at the checkpoint's final place, beside those of others.
 
         Raises:
             ReportError: Another rank's files are being copied.
         """
         with self._lock:
             self._begin(in_place=True)
-            future = self._owner.uploader().register_shard(shard, self._store, self.name)
+            if self._registered is None or shard.rank < self._registered.rank:
+                self._registered = shard
+
+    def look_at_registered(self) -> Future[ShardReceipt] | None:
+        """Reads what lies at the final place, once every rank has put there what it has to; None where none has.
+
+        The receipt is the lowest such rank's: whose file is whose nobody can tell.
+        """
+        with self._lock:
+            if self._registered is None:
+                return None
+            future = self._owner.uploader().register_shard(self._registered, self._store, self.name)
             self._futures.append(future)
             return future
 
@@ -153,7 +166,12 @@ class CheckpointWriter:
                     "on at least one rank, or report without a checkpoint"
                 )
             strict = self._owner.strict
-            committed = commit(self._store, partial=self._place, manifest=manifest, metadata=metadata, strict=strict)
+            # Safe to repeat: what is there already is written anew, and a rename whose answer was lost is found done.
+            committed = retried(
+                lambda: commit(self._store, partial=self._place, manifest=manifest, metadata=metadata, strict=strict),
+                f"The commit of checkpoint {self.name!r}",
+                RetryPolicy(),
+            )
             self._ended = True
             self._settle(committed, manifest, metadata)
             return committed

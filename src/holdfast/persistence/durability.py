@@ -25,7 +25,7 @@ _RETRY_S = 5.0
 _PACE_S = 0.05
 _WARN_S = 30.0
 _CLOSE_LIMIT_S = 600.0
-_AT_ONCE_S = 1.0
+_LOOK_S = 0.2
 # Each fsync waits for the file system's journal; several at once share one commit of it.
 _THREADS = 8
 
@@ -71,6 +71,7 @@ class Durability:
         self._notes = notes
         self._records: Sequence[str] = records if not store.capabilities.durable_writes else ()
         self._on_durable = on_durable
+        self._in_hurry = False
         self._on_kept = on_kept
         self._flushes = not store.capabilities.durable_writes
         self._changed = threading.Condition()
@@ -136,31 +137,30 @@ class Durability:
             finally:
                 self._awaited -= 1
 
-    def close(self, *, at_once: bool = False) -> None:
-        """Finishes what is open, tries once more what failed, and ends the thread; safe to repeat.
+    def hurry(self) -> None:
+        """`close` waits no longer: what is not flushed has no note that says so, and is read when it is needed."""
+        self._in_hurry = True
 
-        Args:
-            at_once: Waits for a moment only. What is not flushed then has no note that says so, and is read when it
-                is needed.
-        """
+    def close(self) -> None:
+        """Finishes what is open, tries once more what failed, and ends the thread; safe to repeat."""
         with self._changed:
             self._closing = True
             thread = self._thread
             self._changed.notify_all()
         if thread is None:
             return
-        if at_once:
-            thread.join(_AT_ONCE_S)
-            return
         began_s = time.monotonic()
-        thread.join(_WARN_S)
-        while thread.is_alive() and time.monotonic() - began_s < _CLOSE_LIMIT_S:
+        warned_s = began_s
+        while thread.is_alive() and not self._in_hurry and time.monotonic() - began_s < _CLOSE_LIMIT_S:
+            thread.join(_LOOK_S)
+            if not thread.is_alive() or time.monotonic() - warned_s < _WARN_S:
+                continue
+            warned_s = time.monotonic()
             _log.warning(
                 "waiting for %s since %.0f s: %d checkpoints to flush to disk, %d to delete",
                 self._store.url, time.monotonic() - began_s, len(self._unflushed), len(self._doomed),
             )  # fmt: skip
-            thread.join(_WARN_S)
-        if thread.is_alive():
+        if thread.is_alive() and not self._in_hurry:
             _log.error(
                 "gave up waiting for %s; its newest checkpoints may not survive a loss of power", self._store.url
             )

@@ -34,6 +34,11 @@ def checkpoint_name(report_index: int) -> str:
     return f"checkpoint_{report_index:06d}"
 
 
+def uploaded_name(report_index: int, attempt: int) -> str:
+    """The name of a checkpoint that a function of the user's uploads, file by file, to its final place."""
+    return checkpoint_name(report_index) if attempt == 1 else f"{checkpoint_name(report_index)}-attempt_{attempt}"
+
+
 def manifest_key(name: str) -> str:
     """Where the manifest of the checkpoint `name` lies."""
     return f"{name}/{MANIFEST}"

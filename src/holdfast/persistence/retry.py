@@ -7,10 +7,14 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from holdfast.errors import StorageError
 
+T = TypeVar("T")
+_WARN_EVERY_S = 10.0
 _LOG = logging.getLogger("holdfast")
 _TRANSIENT = frozenset(
     {
@@ -37,15 +41,15 @@ class RetryPolicy:
     """How long a failing file is tried again.
 
     Attributes:
-        attempts: Tries in all for what passes by itself (a timeout, an input/output error).
+        limit_s: How long what passes by itself (a timeout, an input/output error) is tried again.
         first_wait_s: The wait before the second try; each further one is twice as long, at most `longest_wait_s`,
             and shortened by a random part so that ranks do not come back all at once.
         disk_full_s: How long to wait for space on a full disk before the upload fails.
     """
 
-    attempts: int = 5
+    limit_s: float = 120.0
     first_wait_s: float = 0.05
-    longest_wait_s: float = 2.0
+    longest_wait_s: float = 5.0
     disk_full_s: float = 10.0
 
 
@@ -56,7 +60,8 @@ class Retries:
         self._policy = policy
         self._stop = stop
         self._failures = 0
-        self._full_since_s: float | None = None
+        self._since_s: dict[bool, float] = {}
+        self._warned_s = float("-inf")
 
     def wait_after(self, error: BaseException, what: str) -> bool:
         """Waits for the next try; False where there is none: the error is final, or the upload was stopped.
@@ -68,16 +73,37 @@ class Retries:
         policy = self._policy
         self._failures += 1
         wait_s = min(policy.first_wait_s * 2 ** (self._failures - 1), policy.longest_wait_s)
-        if number in _DISK_FULL:
-            now_s = time.monotonic()
-            self._full_since_s = now_s if self._full_since_s is None else self._full_since_s
-            if now_s - self._full_since_s + wait_s > policy.disk_full_s:
-                return False
-        elif number not in _TRANSIENT or self._failures >= policy.attempts:
+        if number not in _TRANSIENT and number not in _DISK_FULL:
+            return False
+        is_full = number in _DISK_FULL
+        now_s = time.monotonic()
+        since_s = self._since_s.setdefault(is_full, now_s)
+        if now_s - since_s + wait_s > (policy.disk_full_s if is_full else policy.limit_s):
             return False
         wait_s *= random.uniform(0.5, 1.0)
-        _LOG.warning("%s failed and is tried again in %.2f s: %s", what, wait_s, error)
+        if now_s - self._warned_s >= _WARN_EVERY_S:
+            self._warned_s = now_s
+            _LOG.warning("%s failed and is tried again from now on, at first in %.2f s: %s", what, wait_s, error)
         return not self._stop.wait(wait_s)
+
+
+def retried(operation: Callable[[], T], what: str, policy: RetryPolicy) -> T:
+    """Does something that is safe to repeat until it succeeds, or fails for good.
+
+    Args:
+        what: What it does, as the log calls it.
+
+    Raises:
+        StorageError: As `operation` does, at last.
+    """
+    retries: Retries | None = None
+    while True:
+        try:
+            return operation()
+        except StorageError as error:
+            retries = retries or Retries(policy, threading.Event())
+            if not retries.wait_after(error, what):
+                raise
 
 
 def _errno_of(error: BaseException) -> int | None:

@@ -40,8 +40,7 @@ def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False, 
             that leads out of it, a pipe, a socket, a device, a name of Holdfast's own.
         ShardModifiedError: Something in it vanished meanwhile.
     """
-    root = os.path.abspath(os.fsdecode(directory))
-    _check_directory(root)
+    root = check_directory(directory)
     special: dict[str, os.stat_result] = {}
     links: dict[str, str] = {}
     times_ns: dict[str, int] = {}
@@ -84,9 +83,15 @@ def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False, 
     )
 
 
-def _check_directory(root: str) -> None:
+def check_directory(directory: str | os.PathLike[str]) -> str:
+    """The absolute path of a directory that is reported.
+
+    Raises:
+        CheckpointSourceError: There is none.
+    """
+    root = os.path.abspath(os.fsdecode(directory))
     if os.path.isdir(root):
-        return
+        return root
     if os.path.lexists(root):
         raise CheckpointSourceError(
             f"The checkpoint {root!r} is no directory; report the directory that holds the file"

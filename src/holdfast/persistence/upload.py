@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from holdfast.errors import CheckpointSourceError, StorageError
+from holdfast.errors import CheckpointSourceError, HoldfastError, StorageError
 from holdfast.persistence import layout
 from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import RetryPolicy
 from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
+from holdfast.persistence.staging import stage
 from holdfast.persistence.transfer import FileTransfer, register_file, store_file
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
@@ -63,7 +64,7 @@ class Uploader:
         return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor)
 
     def register_shard(self, shard: StagedShard, store: Store, prefix: str) -> Future[ShardReceipt]:
-        """Digests files that lie in their final place below `prefix`, without writing anything.
+        """Lists and digests files that lie in their final place below `prefix`, without writing anything.
 
         Where the store is not a directory of this machine the receipt has no digests.
 
@@ -81,7 +82,13 @@ class Uploader:
             )
             return refused
         step = register_file if place is not None else _undigested
-        return self._run(shard, store, prefix, step, None)
+        try:
+            staged = stage(root, shard.rank)
+        except HoldfastError as error:
+            refused = ShardFuture()
+            refused.set_exception(error)
+            return refused
+        return self._run(staged, store, prefix, step, None)
 
     def close(self) -> None:
         """Stops what is on its way, and waits for the threads; safe to repeat."""

@@ -22,6 +22,7 @@ from holdfast.persistence.opening import describe_policy, ensure_run_record, sur
 from holdfast.persistence.predecessor import Predecessor, predecessor_of
 from holdfast.persistence.recovery import Fingerprints, examine
 from holdfast.persistence.retention import RetentionPolicy
+from holdfast.persistence.retry import RetryPolicy, retried
 from holdfast.records import CommittedCheckpoint, Manifest
 from holdfast.stores.base import Store
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("holdfast")
 _NAME_WAIT_S = 120.0
+_LOG_RETRY = RetryPolicy(limit_s=5.0, longest_wait_s=0.5, disk_full_s=1.0)
 _NAME_WARN_S = 10.0
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -143,7 +145,9 @@ class RunWriter:
             metrics: Rank 0's, as stored JSON.
             other_ranks: Those of ranks 1, 2, … where one of them reported other metrics than rank 0.
         """
-        self._log.append(metrics_log.encode_line(report, self._attempt, time.time(), checkpoint, metrics, other_ranks))
+        line = metrics_log.encode_line(report, self._attempt, time.time(), checkpoint, metrics, other_ranks)
+        # An append that fails is taken back, so it may be repeated; not for long, for the controller waits here.
+        retried(lambda: self._log.append(line), "Writing a report to the metrics log", _LOG_RETRY)
 
     def begin_checkpoint(self, name: str, report: int) -> CheckpointWriter:
         """A place for a checkpoint to come.
@@ -202,12 +206,15 @@ class RunWriter:
             _log.warning("%s; there is no other, so training starts from the beginning", "; ".join(skipped))
         return None
 
-    def close(self, *, at_once: bool = False) -> None:
-        """Finishes commits, flushes and deletions, closes the log and lets the next driver in; safe to repeat.
+    def hurry(self) -> None:
+        """`close` leaves what the disk has not taken by now to the kernel, and deletions to the next start.
 
-        Args:
-            at_once: Leaves what the disk has not taken in a moment to the kernel, and deletions to the next start.
+        Safe in a signal handler.
         """
+        self._durability.hurry()
+
+    def close(self) -> None:
+        """Finishes commits, flushes and deletions, closes the log and lets the next driver in; safe to repeat."""
         if self._closed:
             return
         self._closed = True
@@ -215,7 +222,7 @@ class RunWriter:
             self._pool.shutdown(wait=True)
             if self._uploader is not None:
                 self._uploader.close()
-            self._durability.close(at_once=at_once)
+            self._durability.close()
             self._log.close()
             self._remove_staging()
             for key in self._litter:

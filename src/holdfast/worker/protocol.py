@@ -92,7 +92,15 @@ class PreemptionCall(Message, frozen=True):
 
 
 class CheckpointsCall(Message, frozen=True):
-    """The worker asks for the committed checkpoints."""
+    """The worker asks for the committed checkpoints.
+
+    Attributes:
+        before: Once every report below this index is settled.
+        timeout_s: How long that may take.
+    """
+
+    before: int = 0
+    timeout_s: float | None = None
 
 
 class Finished(Message, frozen=True):

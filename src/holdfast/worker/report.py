@@ -13,7 +13,7 @@ from holdfast.config import CheckpointConsistencyMode, CheckpointUploadMode
 from holdfast.errors import CheckpointSourceError, ConfigurationError
 from holdfast.metrics import decode_metrics, encode_metrics, score_of
 from holdfast.persistence import layout
-from holdfast.persistence.staging import stage
+from holdfast.persistence.staging import check_directory, stage
 from holdfast.records import StagedShard
 from holdfast.reported import CheckpointStatus, ReportedCheckpoint
 from holdfast.worker import protocol
@@ -133,7 +133,9 @@ def _with_checkpoint(
         in_place = True
     if in_place:
         name = _name_in_run(state, checkpoint, name)
-        shard = stage(checkpoint.path, state.job.rank)
+        # Other ranks may still be writing there: the driver looks at it once all have come.
+        check_directory(checkpoint.path)
+        shard = StagedShard(rank=state.job.rank, root=layout.encode_path(checkpoint.path), files=())
     else:
         ours = is_staging(state, checkpoint.path)
         remove = (ours or mode is CheckpointUploadMode.ASYNC) if delete_local is None else delete_local
@@ -155,7 +157,9 @@ def _stage_local(checkpoint: Checkpoint, rank: int, *, adopt: bool, remove: bool
 
 
 def _upload_by_user(state: WorkerState, checkpoint: Checkpoint, name: str | None, upload: UploadFunction) -> Checkpoint:
-    stored = upload(checkpoint, name or layout.checkpoint_name(state.next_report))
+    # What a dead attempt uploaded under a name of ours must not mix with what this one does.
+    chosen = name or layout.uploaded_name(state.next_report, state.job.attempt)
+    stored = upload(checkpoint, chosen)
     if not isinstance(stored, Checkpoint):
         raise CheckpointSourceError(
             f"checkpoint_upload_fn returned {type(stored).__name__}; it must return the stored Checkpoint"
@@ -183,20 +187,20 @@ def get_all_reported_checkpoints(
     """Every checkpoint of the run that is committed and still kept, oldest first.
 
     Args:
-        consistency_mode: What to wait for; every report that has returned is committed, so neither mode waits in
-            this version.
-        timeout_s: Seconds to wait at most.
+        consistency_mode: What to wait for: that every report which this worker has made is committed, or has failed;
+            as there is no validation in this version, both modes are alike.
+        timeout_s: Seconds to wait at most; None waits as long as it takes.
 
     Raises:
         OutsideWorkerError: Called outside a training function.
+        WaitTimeoutError: Checkpoints are still on their way.
     """
     state = current("get_all_reported_checkpoints()")
     if not isinstance(consistency_mode, CheckpointConsistencyMode):
         raise ConfigurationError(
             f"get_all_reported_checkpoints(consistency_mode=...) takes a CheckpointConsistencyMode, not {consistency_mode!r}"
         )
-    del timeout_s
-    answer = expect(state.channel.ask(protocol.CheckpointsCall()), protocol.ReportedList)
+    answer = expect(state.channel.ask(protocol.CheckpointsCall(state.next_report, timeout_s)), protocol.ReportedList)
     return [
         ReportedCheckpoint(
             checkpoint=state.committed(entry.name),

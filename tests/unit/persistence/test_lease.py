@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import msgspec
 import pytest
@@ -33,6 +34,27 @@ def test_a_second_driver_is_told_who_holds_the_run_and_since_when(tmp_path) -> N
     held.release()
     assert current_driver(store) is None
     _acquire(store, "bob").release()
+
+
+def test_readers_that_ask_for_the_driver_all_the_time_keep_nobody_out(tmp_path) -> None:
+    store = open_store(tmp_path)
+    _acquire(store).release()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            current_driver(store)
+
+    readers = [threading.Thread(target=ask) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(30):
+            _acquire(store).release()
+    finally:
+        over.set()
+        for reader in readers:
+            reader.join()
 
 
 def test_two_drivers_with_one_run_name_never_overwrite_each_other(tmp_path) -> None:

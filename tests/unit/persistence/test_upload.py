@@ -27,7 +27,7 @@ LIMIT_S = 30
 
 @pytest.fixture
 def uploader() -> Iterator[Uploader]:
-    made = Uploader(4, retry=RetryPolicy(first_wait_s=0.001, longest_wait_s=0.01, disk_full_s=0.1))
+    made = Uploader(4, retry=RetryPolicy(limit_s=2.0, first_wait_s=0.001, longest_wait_s=0.01, disk_full_s=0.1))
     yield made
     made.close()
 
@@ -225,7 +225,7 @@ def test_what_passes_by_itself_is_tried_again(tmp_path: Path, source: Path, uplo
     store = FlakyStore(tmp_path / "store", {"p/a": [number] * 4})
     told: list[int] = []
     uploader.store_shard(stage(source, 0), store, "p", on_bytes=told.append).result(LIMIT_S)
-    assert store.puts.count("p/a") == 5
+    assert store.puts.count("p/a") > 5
     assert store.read("p/a") == b"aaaa"
     assert sum(told) == 5_000_004
 
@@ -233,11 +233,11 @@ def test_what_passes_by_itself_is_tried_again(tmp_path: Path, source: Path, uplo
 def test_what_does_not_pass_fails_with_the_cause_and_ends_the_rest(
     tmp_path: Path, source: Path, uploader: Uploader
 ) -> None:
-    store = FlakyStore(tmp_path / "store", {"p/a": [errno.EIO] * 99})
+    store = FlakyStore(tmp_path / "store", {"p/a": [errno.EIO] * 99_999})
     with pytest.raises(StorageError) as caught:
         uploader.store_shard(stage(source, 0), store, "p").result(LIMIT_S)
     assert isinstance(caught.value.__cause__, OSError)
-    assert store.puts.count("p/a") == 5
+    assert store.puts.count("p/a") > 5
 
 
 def test_other_errors_are_not_tried_again(tmp_path: Path, source: Path, uploader: Uploader) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import threading
 import time
 
@@ -134,16 +135,38 @@ def test_the_same_name_may_be_tried_again_after_a_refused_abort(tmp_path) -> Non
     writer.close()
 
 
+@pytest.mark.parametrize("operation", ["rename", "write", "append"])
+def test_a_failure_that_passes_by_itself_fails_no_report(tmp_path, operation: str) -> None:
+    failing = [3]
+
+    def before(what: str, key: str) -> None:
+        if what == operation and failing[0]:
+            failing[0] -= 1
+            raise StorageError("the mount does not answer") from OSError(errno.ESTALE, "Stale file handle")
+
+    writer = open_run(WatchedStore(open_store(tmp_path / "run"), before))
+    failing[0] = 3
+    report(writer, tmp_path, {"f": b"1"})
+    writer.log_report(report=1, checkpoint=None, metrics=b"{}", other_ranks=None)
+    assert failing[0] == 0
+    assert names(writer) == ["checkpoint_000001"]
+    writer.close()
+
+
 def test_files_in_place_are_registered_and_an_abort_leaves_them(tmp_path) -> None:
     run = tmp_path / "run"
     writer = open_run(run)
     write_files(run / "mine", {"f": b"1"})
     given_up = writer.begin_checkpoint("mine", 1)
-    given_up.register_shard(stage(run / "mine", 0)).result()
+    given_up.register_shard(stage(run / "mine", 0))
+    assert given_up.look_at_registered().result().rank == 0
     given_up.abort()
     assert visible(run) == ["mine"]
     checkpoint = writer.begin_checkpoint("mine", 2)
-    receipt = checkpoint.register_shard(stage(run / "mine", 0)).result()
+    checkpoint.register_shard(stage(run / "mine", 1))
+    checkpoint.register_shard(stage(run / "mine", 0))
+    receipt = checkpoint.look_at_registered().result()
+    assert receipt.rank == 0
     with pytest.raises(ReportError, match="NO_UPLOAD"):
         checkpoint.store_shard(stage(run / "mine", 1))
     committed = checkpoint.commit([receipt], metrics=b"{}", world_size=1, attempt=1)
