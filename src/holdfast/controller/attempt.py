@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 # Where a report has returned on one rank and others are about to make it: a checkpoint is worth this wait.
 _PROMISE_S = 1.0
-# A run that is stopped ends each rank at its next call, a place of the user's own choosing where no temporary
-# directory is half made or half removed. Who makes no call in this time is interrupted wherever it is.
-_NEXT_CALL_S = 0.5
 
 _PROCEED = protocol.frame(protocol.Proceed())
 
@@ -65,7 +62,7 @@ class Attempt:
         self.world_size = world_size
         self.ends = Ends()
         self.listener = Listener(self._on_message, self._on_exit, self._on_files)
-        self._first_report = self._next_report = first_report
+        self._next_report = first_report
         self._reactor = reactor
         self._writer = writer
         self._observer = observer
@@ -336,7 +333,7 @@ class Attempt:
         told, meeting.promised = sorted(meeting.promised), set()
         for rank in told:
             self._tell(rank, protocol.Settled(_report(meeting, rank).index, None, refusal.kind, refusal.text))
-        if told and self.ends.ending is None:
+        if told:
             self._upload_failed(told[0], _report(meeting, told[0]).index, refusal)
         if meeting.complete:
             self._meetings.close(meeting)
@@ -345,7 +342,8 @@ class Attempt:
         """A report that has returned did not come to its end."""
         text = f"the checkpoint of report {report} could not be stored: {refusal.text}"
         self._observer.message(text)
-        if self._limits.raises_upload_errors:
+        # When the attempt ends anyway, it ends for a reason of its own.
+        if self._limits.raises_upload_errors and self.ends.ending is None:
             self._upload_failure = (rank, protocol.Refused(refusal.kind, text))
 
     # Answers

@@ -7,11 +7,12 @@ in place changes it in every checkpoint that shares it; verification finds it in
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from holdfast.errors import StoreNotFoundError
 from holdfast.persistence import layout
 from holdfast.persistence.digest import is_known
-from holdfast.persistence.verify import fingerprint, is_untouched
+from holdfast.persistence.verify import is_untouched
 from holdfast.records import Manifest, StagedFile, StoredFile
 from holdfast.stores.base import Store
 
@@ -26,13 +27,14 @@ class Predecessor:
     Args:
         store: Rooted at the run's directory.
         manifest: What it consists of.
+        statuses: What stat said of its files then, by path.
     """
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
+    def __init__(self, store: Store, manifest: Manifest, statuses: Mapping[str, os.stat_result]) -> None:
         self._store = store
         self._name = manifest.name
         self._files = {file.path: file for file in manifest.files if file.size_bytes >= _SHARED_FROM_BYTES}
-        self._fingerprint = fingerprint(store, manifest.name, manifest) or {}
+        self._statuses = statuses
 
     def candidate(self, file: StagedFile, descriptor: int) -> str | None:
         """The digest that an open file must have to be shared; None where a few samples show that it differs.
@@ -77,15 +79,17 @@ class Predecessor:
         return f"{self._store.local_path(self._name)}/{layout.decode_path(file.path)}"
 
     def _is_untouched(self, file: StoredFile) -> bool:
-        then = self._fingerprint.get(file.path)
+        then = self._statuses.get(file.path)
         try:
             return then is not None and is_untouched(then, os.lstat(self._path(file)))
         except OSError:
             return False
 
 
-def predecessor_of(store: Store, manifest: Manifest) -> Predecessor | None:
-    """The checkpoint as one whose files can be shared; None where the store has no hard links."""
-    if store.local_path() is None or not store.capabilities.links:
+def predecessor_of(
+    store: Store, manifest: Manifest, statuses: Mapping[str, os.stat_result] | None
+) -> Predecessor | None:
+    """The checkpoint as one whose files can be shared; None where the store has no hard links, or no stat."""
+    if statuses is None or not store.capabilities.links:
         return None
-    return Predecessor(store, manifest)
+    return Predecessor(store, manifest, statuses)

@@ -48,8 +48,8 @@ class Fingerprints:
         self._store = store
         self._taken: dict[str, tuple[str, Fingerprint]] = {}
 
-    def take(self, manifest: Manifest) -> None:
-        """Remembers a checkpoint that was committed this instant, after the last change of its links."""
+    def take(self, manifest: Manifest) -> Fingerprint | None:
+        """Remembers a checkpoint that was committed this instant; gives what stat said, where there is a stat."""
         from holdfast.persistence.verify import fingerprint
 
         found = fingerprint(self._store, manifest.name, manifest)
@@ -57,6 +57,7 @@ class Fingerprints:
             self._taken[manifest.name] = (manifest.id, found)
             while len(self._taken) > self._KEPT:
                 del self._taken[next(iter(self._taken))]
+        return found
 
     def match(self, manifest: Manifest) -> bool:
         """Whether nothing has touched the files since."""

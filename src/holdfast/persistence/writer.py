@@ -188,7 +188,8 @@ class RunWriter:
             finding = examine(self.store, newest, self._fingerprints)
             if finding.usable:
                 if self.predecessor is None and finding.manifest is not None:
-                    self.predecessor = predecessor_of(self.store, finding.manifest)
+                    taken = self._fingerprints.take(finding.manifest)
+                    self.predecessor = predecessor_of(self.store, finding.manifest, taken)
                 if skipped:
                     _log.warning("%s; going on from %s instead", "; ".join(skipped), newest.name)
                 return newest
@@ -273,8 +274,7 @@ class RunWriter:
     def committed(self, checkpoint: CommittedCheckpoint, manifest: Manifest, files: Sequence[str] | None) -> None:
         """A checkpoint exists: it joins the list, retention decides, and the rest happens behind."""
         try:
-            self._fingerprints.take(manifest)
-            self.predecessor = predecessor_of(self.store, manifest)
+            self.predecessor = predecessor_of(self.store, manifest, self._fingerprints.take(manifest))
         except StorageError as error:
             _log.debug("checkpoint %s will be read when it is needed: %s", checkpoint.name, error)
         doomed = self._ledger.add(checkpoint)

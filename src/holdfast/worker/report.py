@@ -103,6 +103,7 @@ def report(
         state.checkpoint = state.committed(answer.latest)
     if waits:
         return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
+    state.inbox.look()  # outcomes that nobody asks for must not pile up
     pending = state.inbox.expect(question.index)
     if question.hands_over and question.shard is not None:
         hand_over(state.files, question.index, question.shard)
