@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 from collections.abc import Callable
 from typing import BinaryIO
 
 import xxhash
 
-from holdfast.stores.local_copy import EndedEarlyError, feed_zeros, segments
+from holdfast.stores.local_copy import feed
 
 ALGORITHM = "xxh3-128"
 
@@ -67,18 +65,7 @@ def digest_fd(descriptor: int, size_bytes: int, hasher: FileHasher | None = None
         OSError: The file cannot be read, or holds fewer bytes.
     """
     hasher = FileHasher() if hasher is None else hasher
-    view = _buffers.view
-    for start, end, is_hole in segments(descriptor, size_bytes):
-        if is_hole:
-            feed_zeros(hasher, end - start)
-            continue
-        offset = start
-        while offset < end:
-            num_bytes = os.preadv(descriptor, [view[: min(end - offset, _BUFFER_BYTES)]], offset)
-            if num_bytes == 0:
-                raise EndedEarlyError(errno.ENODATA, f"the file ended after {offset} bytes, and should hold more")
-            hasher.update(view[:num_bytes])
-            offset += num_bytes
+    feed(hasher, descriptor, size_bytes)
     return hasher.text()
 
 

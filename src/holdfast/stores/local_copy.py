@@ -51,7 +51,7 @@ def copy_bytes(source: int, target: int, size_bytes: int, hasher: Hasher | None)
     """
     if size_bytes >= _CLONE_FROM_BYTES and _clone(source, target):
         if hasher is not None:
-            _feed(hasher, source, size_bytes)
+            feed(hasher, source, size_bytes)
         if os.fstat(target).st_size > size_bytes:  # the source has grown meanwhile
             os.ftruncate(target, size_bytes)
         return
@@ -85,7 +85,13 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _feed(hasher: Hasher, source: int, size_bytes: int) -> None:
+def feed(hasher: Hasher, source: int, size_bytes: int) -> None:
+    """Feeds the first `size_bytes` of an open file to the hasher, each byte read once.
+
+    Raises:
+        EndedEarlyError: The file is shorter.
+        OSError: It cannot be read.
+    """
     view = _buffers.view
     for start, end, is_hole in segments(source, size_bytes):
         if is_hole:
