@@ -5,7 +5,8 @@ The tree::
     HoldfastError
     ├── ConfigurationError (ValueError)      a configuration that cannot work, refused before a worker starts
     │   ├── ResourceError                    not the GPUs or memory that were asked for
-    │   └── SerializationError               the training function or its config cannot travel to a worker
+    │   ├── SerializationError               the training function or its config cannot travel to a worker
+    │   └── StateError                       a state that cannot be saved, or does not fit what was saved
     ├── ReportError                          a call of `report` that cannot be honoured
     │   ├── MetricsError (TypeError)         a metric that is no JSON value, or a score that is no number
     │   ├── CheckpointSourceError (ValueError)  the reported directory is missing, a file, or holds what cannot be stored
@@ -66,6 +67,12 @@ class SerializationError(ConfigurationError):
     """The training function, or its config, cannot be sent to a worker."""
 
     kind = "serialization"
+
+
+class StateError(ConfigurationError):
+    """A state that cannot be saved, or that does not fit the one in the checkpoint; the text names the key."""
+
+    kind = "state"
 
 
 class ReportError(HoldfastError):

@@ -33,6 +33,7 @@ class StagedFile(Record, frozen=True):
         mtime_ns: With `ctime_ns` and the size: what shows that the file was modified after the hand-over.
         num_links: How many names the file has; fewer explain a changed `ctime_ns`.
         target: Where a symlink points, relative to its own directory; a record path.
+        source: Where the bytes are, if not at `path`: an open file of a process (`/proc/…/fd/…`).
     """
 
     path: str
@@ -43,6 +44,7 @@ class StagedFile(Record, frozen=True):
     ctime_ns: int = 0
     num_links: int = 1
     target: str | None = None
+    source: str | None = None
 
 
 class StagedShard(Record, frozen=True):

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.controller.meetings import ranks_text
 from holdfast.controller.round import CheckpointRound
+from holdfast.errors import ReportError
 from holdfast.worker import protocol
 
 if TYPE_CHECKING:
@@ -105,7 +107,10 @@ class Rounds:
         """Every rank has come to the meeting; False where none brought a shard."""
         found = self._open.get(meeting.ordinal)
         if found is not None:
-            found[1].seal(metrics, world_size)
+            if (error := _missing_part(meeting)) is not None:
+                found[1].cancel(error)
+            else:
+                found[1].seal(metrics, world_size)
         return found is not None
 
     def take(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
@@ -149,3 +154,15 @@ class Rounds:
         self._ended(meeting, checkpoint, error)
         for _, round_ in sorted(self._open.items()):
             round_[1].advance()
+
+
+def _missing_part(meeting: Meeting) -> ReportError | None:
+    """What is wrong where some ranks bring their part of a state and others keep theirs: nobody could load it."""
+    calls = {rank: call for rank, call in meeting.calls.items() if isinstance(call, protocol.ReportCall)}
+    keeping = [rank for rank, call in calls.items() if call.brings_state is False]
+    if not keeping or not any(call.brings_state for call in calls.values()):
+        return None
+    return ReportError(
+        f"{ranks_text(keeping)} saved a part of the state and did not report it, so the checkpoint could not be loaded; "
+        "report the directory that save_state wrote to on every rank"
+    )

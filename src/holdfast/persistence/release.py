@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Sequence
@@ -53,7 +54,10 @@ def _release(shard: StagedShard) -> None:
             if file.kind == "directory":
                 directories.add(path)
                 continue
-            _remove_if_same(path, file)
+            if file.source is None:
+                _remove_if_same(path, file)
+            else:
+                _remove_link(path, file.source)
             parent = os.path.dirname(path)
             while len(parent) > len(root) and parent not in directories:
                 directories.add(parent)
@@ -73,6 +77,17 @@ def _remove_if_same(path: str, file: StagedFile) -> None:
             os.unlink(path)
     except (FileNotFoundError, NotADirectoryError):
         return
+
+
+def _remove_link(path: str, target: str) -> None:
+    try:
+        if os.readlink(path) == target:
+            os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # no link: by now it is another file
+            raise
 
 
 def _remove_own_records(root: str) -> None:

@@ -17,6 +17,7 @@ from holdfast.errors import CheckpointSourceError, FormatError, ShardModifiedErr
 from holdfast.persistence import layout
 from holdfast.persistence.links import stays_inside
 from holdfast.persistence.manifest import decode_manifest
+from holdfast.persistence.sources import open_file_of
 from holdfast.records import StagedFile, StagedShard
 
 _KINDS = {
@@ -62,6 +63,9 @@ def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False, 
             mode = status.st_mode & 0o7777
             files.append(StagedFile(path=layout.encode_path(path), kind="directory", mode=mode))
         elif kind == stat.S_IFLNK:
+            if (held := _held_open(root, path)) is not None:
+                files.append(held)
+                continue
             links[path] = _link_target(root, path)
             times_ns[path] = status.st_mtime_ns
         else:
@@ -127,6 +131,28 @@ def _walk(root: str, special: dict[str, os.stat_result]) -> Iterator[tuple[str, 
             raise CheckpointSourceError(f"Cannot list {directory!r}: {os.strerror(error.errno or 0)}") from error
         if is_empty and own is not None:
             yield prefix[:-1], own
+
+
+def _held_open(root: str, path: str) -> StagedFile | None:
+    """The file that a link stands for which leads to what a process has open: its bytes are the checkpoint's."""
+    try:
+        found = open_file_of(os.path.join(root, path))
+    except OSError as error:
+        raise ShardModifiedError(
+            f"The link {os.path.join(root, path)!r} leads to memory of a process that has let go of it; report a directory "
+            "before what saved into it ends, or saves into it again"
+        ) from error
+    if found is None:
+        return None
+    target, status = found
+    return StagedFile(
+        path=layout.encode_path(path),
+        size_bytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        num_links=status.st_nlink,
+        source=target,
+    )
 
 
 def _link_target(root: str, path: str) -> str:

@@ -15,14 +15,12 @@ from holdfast.persistence import layout
 from holdfast.persistence.digest import FileHasher, digest_fd
 from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import Retries, RetryPolicy
+from holdfast.persistence.sources import REPLACED, open_source, source_of
 from holdfast.records import StagedFile, StoredFile
 from holdfast.stores.base import Store
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # Below it a file is told of as a whole; a call per buffer would cost more than it tells.
 _COUNTED_FROM_BYTES = 4 * 1024 * 1024
-# What opening a file that was there a moment ago says when somebody removed or replaced it.
-_REPLACED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
 
 class UploadStopped(Exception):  # noqa: N818 - not an error of anything
@@ -58,7 +56,7 @@ class FileTransfer:
 
     def source(self, file: StagedFile) -> str:
         """Where the file lies on this machine."""
-        return f"{self.root}/{layout.decode_path(file.path)}"
+        return source_of(self.root, file)
 
     def key(self, file: StagedFile) -> str:
         """Where it goes."""
@@ -149,7 +147,7 @@ def _store_special(transfer: FileTransfer, file: StagedFile) -> StoredFile:
 def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
     source = transfer.source(file)
     held = transfer.descriptors.get(file.path)
-    descriptor = _open(source) if held is None else held
+    descriptor = _open(transfer, file) if held is None else held
     try:
         # A link changes the times of the inode, so of a file that was taken over only size and mtime still tell; and so
         # does the removal of one that was handed over open.
@@ -164,7 +162,7 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
                 progress.take_back()
                 progress = _Progress(transfer, file)
             # What has other names already may be written to through them: that is copied.
-            if not is_linked and not is_shared and transfer.adopt and status.st_nlink == 1:
+            if not is_linked and not is_shared and transfer.adopt and status.st_nlink == 1 and file.source is None:
                 is_linked = _adopt(transfer, file, source if held is None else held, descriptor)
             if not is_linked and not is_shared:
                 digest = _copy(transfer, file, descriptor, progress)
@@ -234,7 +232,12 @@ def _copy(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _
 
 def _digest_in_place(transfer: FileTransfer, file: StagedFile) -> StoredFile:
     source = transfer.source(file)
-    descriptor = _open(source)
+    if file.source is not None:
+        raise CheckpointSourceError(
+            f"{file.path!r} is in the memory of a worker, which does not stay; save into a directory of the run with files: "
+            "save_state(..., in_memory=False)"
+        )
+    descriptor = _open(transfer, file)
     try:
         _check_unmodified(source, file, os.fstat(descriptor), with_ctime=True)
         digest = digest_fd(descriptor, file.size_bytes)
@@ -270,12 +273,12 @@ class _Progress:
             self._on_bytes(-self._told_bytes)
 
 
-def _open(path: str) -> int:
+def _open(transfer: FileTransfer, file: StagedFile) -> int:
     try:
-        return os.open(path, _READ)
+        return open_source(transfer.root, file)
     except OSError as error:
-        if error.errno in _REPLACED:
-            raise _modified(path, "it is gone") from error
+        if error.errno in REPLACED:
+            raise _modified(transfer.source(file), "it is gone") from error
         raise
 
 

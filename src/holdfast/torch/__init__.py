@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from holdfast.torch.devices import get_devices as get_devices
     from holdfast.torch.model import prepare_model as prepare_model
     from holdfast.torch.reproducibility import enable_reproducibility as enable_reproducibility
+    from holdfast.torch.state import load_state as load_state
+    from holdfast.torch.state import save_state as save_state
 
 __all__ = [
     "TorchConfig",
@@ -23,8 +25,10 @@ __all__ = [
     "enable_reproducibility",
     "get_device",
     "get_devices",
+    "load_state",
     "prepare_data_loader",
     "prepare_model",
+    "save_state",
 ]
 
 # Where the names lie whose modules import torch.
@@ -32,8 +36,10 @@ _LAZY = {
     "enable_reproducibility": "holdfast.torch.reproducibility",
     "get_device": "holdfast.torch.devices",
     "get_devices": "holdfast.torch.devices",
+    "load_state": "holdfast.torch.state",
     "prepare_data_loader": "holdfast.torch.data",
     "prepare_model": "holdfast.torch.model",
+    "save_state": "holdfast.torch.state",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import OutsideWorkerError
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
     from holdfast.worker.channel import Channel
     from holdfast.worker.protocol import Job
+
+
+class Closeable(Protocol):
+    """What holds something until it is closed."""
+
+    def close(self) -> None:
+        """Lets go of it; safe to repeat."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ class WorkerState:
         files: Where files are handed over open.
         inbox: What became of those that were.
         staging: Open staging directories, and whether each was reported.
+        saved_into: The directory that holds this rank's part of a state of all ranks, until it is reported.
+        resources: What other parts of the package keep as long as the function runs; closed at its end.
         next_report: The index that the next call of `report` counts.
         checkpoint: The latest committed checkpoint, the same on every rank at every report.
     """
@@ -88,6 +97,8 @@ class WorkerState:
     files: socket.socket
     inbox: Inbox = field(init=False)
     staging: dict[str, bool] = field(init=False, default_factory=dict)
+    saved_into: str | None = field(init=False, default=None)
+    resources: dict[str, Closeable] = field(init=False, default_factory=dict)
     context: TrainContext = field(init=False)
     next_report: int = field(init=False)
     checkpoint: Checkpoint | None = field(init=False, default=None)
@@ -118,7 +129,9 @@ def enter(state: WorkerState) -> None:
 def leave() -> None:
     """The function has ended; `report` no longer works."""
     global _state
-    _state = None
+    state, _state = _state, None
+    for resource in state.resources.values() if state is not None else ():
+        resource.close()
 
 
 def is_inside() -> bool:

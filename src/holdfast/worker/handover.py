@@ -18,13 +18,12 @@ import msgspec
 
 from holdfast.errors import CheckpointSourceError, DriverLostError, HoldfastError, ShardModifiedError
 from holdfast.persistence import layout
+from holdfast.persistence.sources import REPLACED, open_source, source_of
 from holdfast.records import StagedFile, StagedShard
 from holdfast.worker import protocol
 
 # The kernel takes 253 at most in one message.
 _PER_MESSAGE = 250
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_REPLACED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 _CHUNK_BYTES = 1 << 16
 _FULL_WAIT_S = 0.001
 
@@ -57,7 +56,7 @@ def hand_over(connection: socket.socket, index: int, shard: StagedShard) -> None
             try:
                 # One after another into the list, so that an error leaves none unclosed.
                 batch = files[first : first + _PER_MESSAGE]
-                descriptors.extend(_open(f"{root}/{layout.decode_path(file.path)}") for file in batch)
+                descriptors.extend(_open(root, file) for file in batch)
                 _send(connection, protocol.Files(index, first, len(descriptors)), descriptors)
             finally:
                 for descriptor in descriptors:
@@ -68,11 +67,12 @@ def hand_over(connection: socket.socket, index: int, shard: StagedShard) -> None
         raise
 
 
-def _open(path: str) -> int:
+def _open(root: str, file: StagedFile) -> int:
     try:
-        return os.open(path, _READ)
+        return open_source(root, file)
     except OSError as error:
-        if error.errno in _REPLACED:
+        path = source_of(root, file)
+        if error.errno in REPLACED:
             raise ShardModifiedError(
                 f"{path!r} vanished or was replaced while it was being reported; leave the directory alone until `report` "
                 "has returned"

@@ -31,6 +31,7 @@ class ReportCall(Message, frozen=True):
         name: The checkpoint's directory name where the user chose one.
         in_place: The shard lies at its final place already and is only registered.
         waits: The answer comes once the report is complete and committed; else as soon as the node has room for it.
+        brings_state: Of a rank that saved its part of a state of all ranks, whether this shard is it; else None.
     """
 
     index: int
@@ -39,6 +40,7 @@ class ReportCall(Message, frozen=True):
     name: str | None = None
     in_place: bool = False
     waits: bool = True
+    brings_state: bool | None = None
 
     @property
     def hands_over(self) -> bool:

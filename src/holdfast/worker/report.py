@@ -96,6 +96,8 @@ def report(
             delete_local_checkpoint_after_upload,
             checkpoint_upload_fn,
         )
+    if state.saved_into is not None:
+        question = _with_state(state, question)
     # Counted before the wait: a refused report was made all the same, on every rank alike.
     state.next_report += 1
     answer = expect(state.channel.ask(question), protocol.Proceed)
@@ -110,6 +112,16 @@ def report(
         if question.shard.remove:
             handed_over(state, layout.decode_path(question.shard.root))
     return pending
+
+
+def _with_state(state: WorkerState, call: protocol.ReportCall) -> protocol.ReportCall:
+    """Says whether the rank's part of a state, saved before, comes with this report."""
+    saved_into = state.saved_into or ""
+    root = layout.decode_path(call.shard.root) if call.shard is not None else ""
+    brings = os.path.realpath(root) == os.path.realpath(saved_into)
+    if brings or not os.path.isdir(saved_into):
+        state.saved_into = None
+    return msgspec.structs.replace(call, brings_state=True if brings else False if state.saved_into else None)
 
 
 def _with_checkpoint(

@@ -1,0 +1,298 @@
+"""`load_state`."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from holdfast.checkpoint import Checkpoint
+from holdfast.errors import FormatError, StateError
+from holdfast.torch.state.save import FLAT
+from holdfast.torch.state.tree import Leaf, leaves
+from holdfast.torch.state.values import decode, tensor_names
+from holdfast.torch.state.writer import DIRECTORY, FORMAT_VERSION, VALUES
+
+_NAMED = 5
+
+
+def load_state(state: MutableMapping[str, Any], checkpoint: Checkpoint | str | os.PathLike[str]) -> None:
+    """Loads what `save_state` saved into a state of the same form, whatever the number of ranks was.
+
+    Modules, optimizers and tensors are filled in place, each rank reading its own parts only; objects get
+    `load_state_dict`; plain values are replaced in their dict or list. The state may have fewer keys than was saved: then only
+    those are loaded. Ranks need not call it together.
+
+        >>> state = {"model": model, "optimizer": optimizer, "epoch": 0}
+        >>> if checkpoint := get_checkpoint():
+        ...     load_state(state, checkpoint)
+        ...     first_epoch = state["epoch"] + 1
+
+    Args:
+        checkpoint: A checkpoint, or the directory that was saved into.
+
+    Raises:
+        StateError: A key was not saved, or has another shape; the text names it. Nothing was loaded then.
+        DamagedCheckpointError: A file is not what was reported.
+        FormatError: There is no state in the checkpoint, or a newer version saved it.
+    """
+    found = leaves(state, "load_state")
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint.from_directory(checkpoint)
+    with checkpoint.as_directory(include=[f"{DIRECTORY}/*"]) as directory:
+        saved = _Saved(Path(directory) / DIRECTORY, str(checkpoint.path))
+        targets = [_target(leaf, saved) for leaf in found]
+        wanted = {name: tensor for target in targets for name, tensor in target.tensors.items()}
+        saved.check(wanted)
+        saved.read(wanted)
+    for target in targets:
+        target.finish(wanted)
+
+
+class _Saved:
+    """What lies in a checkpoint.
+
+    Raises:
+        FormatError: No state, or one that this version cannot read.
+        StateError: Files of some rank are missing.
+    """
+
+    def __init__(self, directory: Path, where: str) -> None:
+        self.where = where
+        try:
+            document = json.loads((directory / VALUES).read_text())
+        except FileNotFoundError as error:
+            raise FormatError(f"There is no state in {where!r}: it was not made by save_state") from error
+        except ValueError as error:
+            raise FormatError(f"The state in {where!r} cannot be read: {VALUES}: {error}") from error
+        version = document.get("format_version", 1)
+        if version > FORMAT_VERSION:
+            raise FormatError(f"The state in {where!r} has format {version}; install a newer Holdfast to read it")
+        if missing := [name for name in document["files"] if not (directory / name).exists()]:
+            raise StateError(
+                f"The state in {where!r} lacks {', '.join(missing)}; every rank must report the directory that it saved into"
+            )
+        self.leaves: dict[str, dict[str, Any]] = document["leaves"]
+        self._reader = _Reader(str(directory))
+        self._metadata = self._reader.read_metadata()
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """Every tensor's shape and type, by its name."""
+        return self._metadata.state_dict_metadata
+
+    def leaf(self, path: str, kind: str) -> Any:
+        """What was saved of a leaf that is no tensor.
+
+        Raises:
+            StateError: Nothing, or a leaf of another kind.
+        """
+        leaf = self.leaves.get(path)
+        if leaf is not None and leaf["kind"] == kind:
+            return leaf["value"]
+        if leaf is not None:
+            raise StateError(f"load_state: {path!r} is a {kind} here, and was saved as a {leaf['kind']}")
+        inside = [name for name in (*self.names, *self.leaves) if name == path or name.startswith(f"{path}/")]
+        if inside:
+            raise StateError(
+                f"load_state: {path!r} is a {kind} here, and was saved as {_listed(inside)}; pass what these can be loaded into"
+            )
+        raise StateError(
+            f"load_state: {path!r} is not in the state of {self.where!r}, which has {_listed(list(self.leaves))}"
+        )
+
+    def empty(self, name: str) -> torch.Tensor:
+        """A tensor of the form of a saved one."""
+        form = self.names.get(name)
+        if form is None:
+            raise FormatError(f"The state in {self.where!r} lacks the tensor {name!r}")
+        return torch.empty(form.size, dtype=form.properties.dtype)
+
+    def check(self, wanted: dict[str, Any]) -> None:
+        """Refuses tensors that were not saved, or in another shape.
+
+        Raises:
+            StateError: There are some.
+        """
+        if missing := [name for name in wanted if name not in self.names]:
+            raise StateError(f"load_state: {self.where!r} has no {_listed(missing)}")
+        different = [
+            f"{name!r} is {tuple(tensor.size())} here and {tuple(self.names[name].size)} there"
+            for name, tensor in wanted.items()
+            if tuple(tensor.size()) != tuple(self.names[name].size)
+        ]
+        if different:
+            more = f"; and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
+            raise StateError(
+                f"load_state: shapes differ from those in {self.where!r}: {'; '.join(different[:_NAMED])}{more}"
+            )
+
+    def read(self, wanted: dict[str, Any]) -> None:
+        """Fills the tensors."""
+        if not wanted:
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            load(
+                wanted, storage_reader=self._reader, planner=DefaultLoadPlanner(flatten_state_dict=False), no_dist=True
+            )
+
+
+class _Reader(HuggingFaceStorageReader):
+    """Torch's reader, which looks at the files' headers once."""
+
+    _known: Metadata | None = None
+
+    def read_metadata(self) -> Metadata:
+        """The tensors in all files."""
+        if self._known is None:
+            self._known = super().read_metadata()
+        return self._known
+
+
+class _Target:
+    """A leaf about to be loaded.
+
+    Attributes:
+        tensors: What is to be read, by name; filled in place.
+    """
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf = leaf
+        self.tensors: dict[str, Any] = {}
+
+    def finish(self, loaded: dict[str, Any]) -> None:
+        """Brings what was read into the leaf, where filling its tensors has not done so."""
+
+
+class _TensorTarget(_Target):
+    def __init__(self, leaf: Leaf) -> None:
+        super().__init__(leaf)
+        self.tensors[leaf.path] = leaf.value.detach()
+
+
+class _ModuleTarget(_Target):
+    def __init__(self, leaf: Leaf, saved: _Saved) -> None:
+        super().__init__(leaf)
+        self._plain = saved.leaf(leaf.path, "module")
+        self._state = get_model_state_dict(leaf.value)
+        self._saved = saved
+        for key, value in self._state.items():
+            if isinstance(value, torch.Tensor):
+                self.tensors[f"{leaf.path}/{key}"] = value
+            elif key not in self._plain:
+                raise StateError(f"load_state: {saved.where!r} has no {f'{leaf.path}/{key}'!r}")
+        for name in tensor_names(list(self._plain.values())):
+            self.tensors[name] = saved.empty(name)
+
+    def finish(self, loaded: dict[str, Any]) -> None:
+        # The state dict of the old FSDP is a copy; that of everything else is the parameters themselves.
+        is_copy = any(isinstance(module, FullyShardedDataParallel) for module in self.leaf.value.modules())
+        if not is_copy and not self._plain:
+            return
+        for key, value in self._state.items():
+            name = f"{self.leaf.path}/{key}"
+            if isinstance(value, torch.Tensor):
+                self._state[key] = loaded[name]
+            else:
+                self._state[key] = decode(self._plain[key], name, loaded.__getitem__)
+        set_model_state_dict(self.leaf.value, self._state)
+
+
+class _OptimizerTarget(_Target):
+    def __init__(self, leaf: Leaf, saved: _Saved) -> None:
+        super().__init__(leaf)
+        assert leaf.module is not None
+        self._plain = saved.leaf(leaf.path, "optimizer")
+        _forget_unsaved(leaf, saved)
+        self._state = get_optimizer_state_dict(leaf.module, leaf.value, options=FLAT)
+        for key, value in self._state.items():
+            if isinstance(value, torch.Tensor):
+                self.tensors[f"{leaf.path}/{key}"] = value
+        for name in tensor_names(list(self._plain.values())):
+            self.tensors[name] = saved.empty(name)
+
+    def finish(self, loaded: dict[str, Any]) -> None:
+        module = self.leaf.module
+        assert module is not None
+        state = {}
+        for key, value in self._state.items():
+            name = f"{self.leaf.path}/{key}"
+            if isinstance(value, torch.Tensor):
+                state[key] = loaded[name]
+            else:
+                # An option that this version of the optimizer has and the one that was saved had not stays as it is.
+                state[key] = decode(self._plain[key], name, loaded.__getitem__) if key in self._plain else value
+        set_optimizer_state_dict(module, self.leaf.value, state, options=FLAT)
+
+
+class _ValueTarget(_Target):
+    """A plain value, or an object with `load_state_dict`."""
+
+    def __init__(self, leaf: Leaf, saved: _Saved) -> None:
+        super().__init__(leaf)
+        self._value = saved.leaf(leaf.path, leaf.kind)
+        for name in tensor_names(self._value):
+            self.tensors[name] = saved.empty(name)
+
+    def finish(self, loaded: dict[str, Any]) -> None:
+        leaf = self.leaf
+        value = decode(self._value, leaf.path, loaded.__getitem__)
+        if leaf.kind == "stateful":
+            leaf.value.load_state_dict(value)
+        elif leaf.container is not None:
+            leaf.container[leaf.key] = value
+
+
+def _target(leaf: Leaf, saved: _Saved) -> _Target:
+    match leaf.kind:
+        case "module":
+            return _ModuleTarget(leaf, saved)
+        case "optimizer":
+            return _OptimizerTarget(leaf, saved)
+        case "tensor":
+            return _TensorTarget(leaf)
+        case _:
+            return _ValueTarget(leaf, saved)
+
+
+def _forget_unsaved(leaf: Leaf, saved: _Saved) -> None:
+    """Takes the state of parameters away that had none when it was saved: those that no step had touched.
+
+    Torch gives every parameter of a fresh optimizer a state first, by a step with gradients of zero, and would look for
+    all of it in the checkpoint.
+    """
+    module, optimizer = leaf.module, leaf.value
+    assert module is not None
+    if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
+        return  # its optimizer knows flat parameters alone
+    nested = get_optimizer_state_dict(module, optimizer)
+    prefix = f"{leaf.path}/state."
+    saved_names = [name.removeprefix(prefix) for name in saved.names if name.startswith(prefix)]
+    touched = {name[:at] for name in saved_names for at, char in enumerate(name) if char == "."}
+    groups: Any = nested["param_groups"]
+    for names, group in zip(groups, optimizer.param_groups, strict=True):
+        for name, parameter in zip(names["params"], group["params"], strict=True):
+            if touched and name not in touched:
+                optimizer.state.pop(parameter, None)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown or "nothing"
