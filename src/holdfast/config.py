@@ -299,15 +299,35 @@ class ValidationTaskConfig:
     fn_kwargs: Mapping[str, Any] | None = None
     timeout_s: float | None = None
 
+    def __post_init__(self) -> None:
+        kwargs = self.fn_kwargs
+        if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)):
+            raise ConfigurationError(
+                f"ValidationTaskConfig.fn_kwargs must be a dict of names to values, not {kwargs!r}"
+            )
+        if self.timeout_s is not None:
+            _check_seconds("ValidationTaskConfig.timeout_s", self.timeout_s)
+
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """The function that validates checkpoints beside training.
+    """The function that validates checkpoints beside training, where `report(validation=...)` asks for it.
+
+    It runs in a process of its own on the driver's node, one checkpoint after another, and is no worker: it has no rank and
+    cannot report. It sees every GPU that the driver sees.
 
     Attributes:
-        fn: `fn(checkpoint, **kwargs) -> dict` of metrics.
-        task_config: Defaults for every call.
+        fn: `fn(checkpoint, **fn_kwargs) -> dict` of metrics, which join those that were reported with the checkpoint.
+        task_config: What holds where the report says nothing else.
     """
 
     fn: Callable[..., Mapping[str, Any]]
     task_config: ValidationTaskConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise ConfigurationError(f"ValidationConfig.fn must be a function, not {self.fn!r}")
+        if self.task_config is not None and not isinstance(self.task_config, ValidationTaskConfig):
+            raise ConfigurationError(
+                f"ValidationConfig.task_config must be a ValidationTaskConfig, not {self.task_config!r}"
+            )

@@ -11,25 +11,31 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+import msgspec
 
-from holdfast.config import CheckpointConfig
+from holdfast.config import CheckpointConfig, ScalingConfig, ValidationTaskConfig
 from holdfast.controller.attempt import Limits
 from holdfast.controller.controller import Controller, Outcome
 from holdfast.controller.failure import signal_name, summarise
 from holdfast.controller.reactor import Reactor
 from holdfast.controller.rounds import Bounds
+from holdfast.controller.validations import Validations
 from holdfast.engines.in_process import InProcessEngine
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.errors import ConfigurationError, ControllerError, HoldfastError, TrainingInterrupted, WorkerGroupError
 from holdfast.interrupts import StopRequests, handle_interrupts
 from holdfast.metrics import decode_metrics
-from holdfast.persistence.layout import LOGS
+from holdfast.persistence.layout import LOGS, validation_log_key
 from holdfast.persistence.writer import RunWriter
 from holdfast.result import Result
 from holdfast.worker import protocol
+from holdfast.worker.backend import BackendConfig
+from holdfast.worker.shipping import pack
 
 if TYPE_CHECKING:
-    from holdfast.controller.group import Engine
+    from collections.abc import Callable
+
+    from holdfast.controller.group import Engine, Listener, WorkerGroup
     from holdfast.progress import Progress
     from holdfast.records import CommittedCheckpoint
     from holdfast.stores.base import Store
@@ -58,6 +64,10 @@ class Fit:
         self._store = root.child(name)
         self._progress = progress
         self._in_process = trainer.scaling_config.num_workers == 0
+        validation = trainer.validation_config
+        # Packed before anything starts: a function that cannot travel is told of at once.
+        self._validation = pack(validation.fn, None, BackendConfig()) if validation is not None else None
+        self._beside: LocalEngine | None = None
 
     def run(self) -> Result:
         """Runs to the end.
@@ -81,14 +91,21 @@ class Fit:
             outcome.signum = outcome.signum or stop.signum
         finally:
             engine.close()
+            if self._beside is not None:
+                self._beside.close()
         value = engine.value if isinstance(engine, InProcessEngine) else _unpickled(outcome.value)
         return self._conclude(outcome, value, writer.checkpoints())
 
     def _make_engine(self) -> Engine:
         trainer = self._trainer
+        line = self._progress.worker_line
         if self._in_process:
+            if self._validation is not None:
+                self._beside = LocalEngine(ScalingConfig(), BackendConfig(), self._store, line)
+                self._beside.prepare()
             return InProcessEngine(trainer.train_loop_per_worker, trainer.train_loop_config, trainer.backend_config)
-        return LocalEngine(trainer.scaling_config, trainer.backend_config, self._store, self._progress.worker_line)
+        self._beside = LocalEngine(trainer.scaling_config, trainer.backend_config, self._store, line)
+        return self._beside
 
     def _open_run(self) -> RunWriter:
         checkpoint_config = self._config.checkpoint_config
@@ -127,14 +144,49 @@ class Fit:
                 raises_upload_errors=config.on_upload_error == "raise",
             ),
             callbacks=tuple(config.callbacks or ()),
+            make_validations=self._make_validations(reactor, writer),
         )
         try:
             if isinstance(engine, InProcessEngine):
+                if self._beside is not None:
+                    self._beside.await_ready(reactor, lambda: stop.count > 0)
                 return _drive_in_thread(controller, engine, stop)
             stop.hand_to(controller.stop_soon)
             return controller.run()
         finally:
             reactor.close()
+
+    def _make_validations(
+        self, reactor: Reactor, writer: RunWriter
+    ) -> Callable[[Callable[[], None]], Validations] | None:
+        config, beside, function = self._trainer.validation_config, self._beside, self._validation
+        if config is None or beside is None or function is None:
+            return None
+        task = config.task_config or ValidationTaskConfig()
+        defaults = protocol.ValidationTask(cloudpickle.dumps(dict(task.fn_kwargs or {})), task.timeout_s)
+
+        def start(name: str, payload: bytes, listener: Listener) -> WorkerGroup:
+            job = msgspec.structs.replace(self._make_job(0, 1, writer.first_attempt, 0, name), payload=payload)
+            return beside.start_beside(
+                reactor,
+                job,
+                listener,
+                validation_log_key(name),
+                lambda _, text, is_stderr: self._progress.validation_line(name, text, is_stderr),
+            )
+
+        def make(settled: Callable[[], None]) -> Validations:
+            return Validations(
+                reactor,
+                writer,
+                self._progress,
+                function=function,
+                defaults=defaults,
+                start=start,
+                settled=settled,
+            )
+
+        return make
 
     def _make_job(
         self, rank: int, world_size: int, attempt: int, first_report: int, checkpoint: str | None
@@ -158,6 +210,7 @@ class Fit:
             checkpoint=checkpoint,
             first_report=first_report,
             score_attribute=self._config.checkpoint_config.checkpoint_score_attribute,
+            validates=self._validation is not None,
         )
 
     def _open_checkpoint(self, name: str) -> Any:

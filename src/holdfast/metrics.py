@@ -58,6 +58,15 @@ def encode_metrics(metrics: Mapping[str, Any]) -> bytes:
     return _encode(_copy_mapping(metrics, "", set()))
 
 
+def merge_metrics(metrics: bytes | msgspec.Raw, more: bytes | msgspec.Raw) -> msgspec.Raw:
+    """Stored metrics with others added; of two of one name those of `more` hold.
+
+    Raises:
+        FormatError: One is no stored metrics.
+    """
+    return msgspec.Raw(encode_metrics(decode_metrics(metrics) | decode_metrics(more)))
+
+
 def decode_metrics(data: bytes | msgspec.Raw) -> dict[str, Any]:
     """The metrics that `encode_metrics` stored.
 

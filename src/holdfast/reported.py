@@ -27,6 +27,19 @@ class CheckpointStatus(enum.Enum):
     VALIDATION_FAILED = "VALIDATION_FAILED"
 
 
+def status_of(validation: str | None) -> CheckpointStatus:
+    """The status of a committed checkpoint whose note says that of its validation (see `records.Note`)."""
+    return _OF_VALIDATION.get(validation or "", CheckpointStatus.COMMITTED)
+
+
+_OF_VALIDATION = {
+    "pending": CheckpointStatus.PENDING_VALIDATION,
+    "validated": CheckpointStatus.VALIDATED,
+    "timeout": CheckpointStatus.VALIDATION_TIMEOUT,
+    "failed": CheckpointStatus.VALIDATION_FAILED,
+}
+
+
 @dataclass(frozen=True)
 class ReportedCheckpoint:
     """One checkpoint that was reported and committed.

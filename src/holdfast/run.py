@@ -14,19 +14,13 @@ from holdfast.persistence import layout, lease, metrics_log
 from holdfast.persistence.opening import read_policy
 from holdfast.persistence.retention import RetentionPolicy, best, score_in
 from holdfast.records import CommittedCheckpoint, Note, ReportLine
-from holdfast.reported import CheckpointStatus, ReportedCheckpoint
+from holdfast.reported import ReportedCheckpoint, status_of
 from holdfast.stores import Store, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _NAMED_RUNS = 10
-_STATUS = {
-    "pending": CheckpointStatus.PENDING_VALIDATION,
-    "validated": CheckpointStatus.VALIDATED,
-    "timeout": CheckpointStatus.VALIDATION_TIMEOUT,
-    "failed": CheckpointStatus.VALIDATION_FAILED,
-}
 
 
 class Run:
@@ -138,11 +132,8 @@ class Run:
         return Checkpoint._from_store(self._store.child(name), filesystem=self._filesystem)
 
     def _reported(self, committed: CommittedCheckpoint, note: Note | None) -> ReportedCheckpoint:
-        metrics = decode_metrics(committed.metrics)
-        if note is not None and bytes(note.validation_metrics) != b"null":
-            metrics |= decode_metrics(note.validation_metrics)
-        status = _STATUS.get(note.validation or "", CheckpointStatus.COMMITTED) if note else CheckpointStatus.COMMITTED
-        return ReportedCheckpoint(self._checkpoint(committed.name), metrics, status)
+        status = status_of(note.validation if note is not None else None)
+        return ReportedCheckpoint(self._checkpoint(committed.name), decode_metrics(committed.metrics), status)
 
 
 def configuration_of(store: Store, found: catalogs.Catalog) -> dict[str, str]:

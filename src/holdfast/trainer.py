@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import RunConfig, ScalingConfig
+from holdfast.config import RunConfig, ScalingConfig, ValidationConfig
 from holdfast.controller.callbacks import UserCallback
 from holdfast.errors import ConfigurationError
 from holdfast.fit import Fit
@@ -43,7 +43,7 @@ class DataParallelTrainer:
         run_config: RunConfig | None = None,
         datasets: Mapping[str, Any] | None = None,
         dataset_config: Any = None,
-        validation_config: Any = None,
+        validation_config: ValidationConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Takes what to run and how; nothing starts before `fit()`.
@@ -56,7 +56,7 @@ class DataParallelTrainer:
             run_config: Where the run lies and how it is kept.
             datasets: Not taken: pass data by `train_loop_config` or load it in the function.
             dataset_config: As `datasets`.
-            validation_config: Not in this version.
+            validation_config: What validates checkpoints beside training, where a report asks for it.
             metadata: Accepted for scripts that pass it; kept in the run's record.
 
         Raises:
@@ -72,12 +72,11 @@ class DataParallelTrainer:
                 "datasets= and dataset_config= belong to Ray Data and are not taken here; load the data inside the function, "
                 "or pass where it lies by train_loop_config"
             )
-        if validation_config is not None:
-            raise ConfigurationError("validation_config=: this version does not validate beside training; leave it out")
         for value, kind, name in (
             (scaling_config, ScalingConfig, "scaling_config"),
             (run_config, RunConfig, "run_config"),
             (backend_config, BackendConfig, "backend_config"),
+            (validation_config, ValidationConfig, "validation_config"),
         ):
             if value is not None and not isinstance(value, kind):
                 raise ConfigurationError(f"{name} must be a {kind.__name__}, not {value!r}")
@@ -86,6 +85,7 @@ class DataParallelTrainer:
         self.backend_config = backend_config or BackendConfig()
         self.scaling_config = scaling_config or ScalingConfig()
         self.run_config = run_config or RunConfig()
+        self.validation_config = validation_config
         self.metadata = dict(metadata or {})
         for callback in self.run_config.callbacks or ():
             if not isinstance(callback, UserCallback):

@@ -23,6 +23,7 @@ from holdfast.worker.answers import error_of
 if TYPE_CHECKING:
     from holdfast.controller.observer import RunObserver
     from holdfast.controller.reactor import Reactor
+    from holdfast.controller.validations import Validations
     from holdfast.persistence.writer import RunWriter
     from holdfast.records import CommittedCheckpoint
 
@@ -56,6 +57,7 @@ class Attempt:
         writer: RunWriter,
         observer: RunObserver,
         limits: Limits,
+        validations: Validations | None,
         after_report: Callable[[int, list[bytes], CommittedCheckpoint | None, float], None],
     ) -> None:
         self.number = number
@@ -82,7 +84,8 @@ class Attempt:
             dump_stacks=self._dump_stacks,
             give_up=lambda meeting, text: self._refuse(meeting, protocol.Refused("timeout", text)),
         )
-        self._listings = Listings(reactor, writer, self._rounds, self._send)
+        self._validations = validations
+        self._listings = Listings(reactor, writer, self._rounds, validations, self._send)
         self._room = Room(reactor, observer, self._rounds, self._on_report)
         self._latest: str | None = None
         self._upload_failure: tuple[int, protocol.Refused] | None = None
@@ -118,6 +121,10 @@ class Attempt:
     def kill(self) -> None:
         """Ends every process at once; what is complete is still committed."""
         self._processes.kill()
+
+    def validation_settled(self) -> None:
+        """A validation has its outcome."""
+        self._listings.look()
 
     def give_up(self) -> None:
         """As `kill`, and waits no longer for what is still being stored; a commit that has begun comes to its end."""
@@ -221,6 +228,10 @@ class Attempt:
             self._latest = name
         for rank in told:
             self._tell(rank, protocol.Settled(first.index, name))
+        if checkpoint is not None and self._validations is not None:
+            asked = [_report(meeting, rank).validation for rank in range(self.world_size)]
+            if (task := next((each for each in asked if each is not None), None)) is not None:
+                self._validations.add(checkpoint, task)
         metrics = [_report(meeting, rank).metrics for rank in range(self.world_size)]
         self._after_report(first.index, metrics, checkpoint, time.monotonic() - meeting.since)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from holdfast.controller.group import Engine
     from holdfast.controller.observer import RunObserver
     from holdfast.controller.reactor import Reactor
+    from holdfast.controller.validations import Validations
     from holdfast.persistence.writer import RunWriter
     from holdfast.records import CommittedCheckpoint
 
@@ -51,6 +52,11 @@ class Outcome:
     signum: int | None = None
     attempts: int = 0
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the function returned on every rank."""
+        return not self.failures and self.controller_failure is None and self.signum is None
+
 
 class Controller:
     """Owns the loop of one `fit()`; all methods but `stop_soon` belong to its thread."""
@@ -68,10 +74,12 @@ class Controller:
         checkpoint_config: CheckpointConfig,
         limits: Limits,
         callbacks: Sequence[UserCallback],
+        make_validations: Callable[[Callable[[], None]], Validations] | None,
     ) -> None:
         """Takes everything that a job needs.
 
         Args:
+            make_validations: Given what is to be called after each; None where nothing is validated.
             make_job: `(rank, world_size, attempt, first_report, checkpoint) -> Job`.
             open_checkpoint: The checkpoint of a name, for callbacks.
         """
@@ -85,6 +93,7 @@ class Controller:
         self._score = checkpoint_config.checkpoint_score_attribute
         self._limits = limits
         self._callbacks = callbacks
+        self._validations = make_validations(self._validation_settled) if make_validations is not None else None
         self._attempt: Attempt | None = None
         self._outcome = Outcome()
         self._signals = 0
@@ -97,7 +106,24 @@ class Controller:
         self._reactor.post(lambda: self._stop(signum))
 
     def run(self) -> Outcome:
-        """Runs attempts until one succeeds, a budget is used up, or someone stops it. Never raises for those."""
+        """Runs attempts until one succeeds, a budget is used up, or someone stops it. Never raises for those.
+
+        After success it waits for the validations that are open; otherwise they are left to the next driver.
+        """
+        validations = self._validations
+        if validations is None:
+            return self._run_attempts()
+        try:
+            validations.resume()
+            outcome = self._run_attempts()
+            if outcome.succeeded and not validations.idle:
+                self._observer.message(f"waiting for the validation of {', '.join(validations.waiting)}")
+                self._reactor.run_until(lambda: validations.idle or outcome.signum is not None)
+        finally:
+            validations.close()
+        return outcome
+
+    def _run_attempts(self) -> Outcome:
         outcome = self._outcome
         number, first_report = self._writer.first_attempt, self._writer.first_report
         failures = false_starts = 0
@@ -145,6 +171,7 @@ class Controller:
             writer=self._writer,
             observer=self._observer,
             limits=self._limits,
+            validations=self._validations,
             after_report=self._reported,
         )
         jobs = [self._make_job(rank, world_size, number, first_report, name) for rank in range(world_size)]
@@ -208,6 +235,10 @@ class Controller:
         opened = self._open_checkpoint(checkpoint.name) if checkpoint is not None else None
         context = self._context(attempt)
         call_all(self._callbacks, lambda callback: callback.after_report(context, decoded, opened))
+
+    def _validation_settled(self) -> None:
+        if self._attempt is not None:
+            self._attempt.validation_settled()
 
     def _tell_failure(self, attempt: int, failures: dict[int, BaseException], restart: bool) -> None:
         self._observer.failed(attempt, summarise(failures), restart)

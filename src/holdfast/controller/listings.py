@@ -11,6 +11,7 @@ from holdfast.worker import protocol
 if TYPE_CHECKING:
     from holdfast.controller.reactor import Reactor, Timer
     from holdfast.controller.rounds import Rounds
+    from holdfast.controller.validations import Validations
     from holdfast.persistence.writer import RunWriter
 
 
@@ -18,15 +19,22 @@ class Listings:
     """The ranks that wait for the list of checkpoints.
 
     Args:
+        validations: Those of the run, if it has any.
         send: Answers a rank.
     """
 
     def __init__(
-        self, reactor: Reactor, writer: RunWriter, rounds: Rounds, send: Callable[[int, protocol.Message], None]
+        self,
+        reactor: Reactor,
+        writer: RunWriter,
+        rounds: Rounds,
+        validations: Validations | None,
+        send: Callable[[int, protocol.Message], None],
     ) -> None:
         self._reactor = reactor
         self._writer = writer
         self._rounds = rounds
+        self._validations = validations
         self._send = send
         self._waiting: dict[int, protocol.CheckpointsCall] = {}
         self._timers: dict[int, Timer] = {}
@@ -41,10 +49,9 @@ class Listings:
     def look(self) -> None:
         """Something was settled: answers whom it can."""
         for rank, call in list(self._waiting.items()):
-            if self._rounds.settled_before(call.before):
+            if self._is_settled(call):
                 self.forget(rank)
-                entries = [protocol.ReportedEntry(c.name, bytes(c.metrics)) for c in self._writer.checkpoints()]
-                self._send(rank, protocol.ReportedList(entries))
+                self._send(rank, protocol.ReportedList(self._entries()))
 
     def forget(self, rank: int) -> None:
         """The rank has its answer, or is gone."""
@@ -58,9 +65,27 @@ class Listings:
         for timer in self._timers.values():
             timer.cancel()
 
+    def _is_settled(self, call: protocol.CheckpointsCall) -> bool:
+        if not self._rounds.settled_before(call.before):
+            return False
+        return not call.validated or self._validations is None or self._validations.settled_before(call.before)
+
+    def _entries(self) -> list[protocol.ReportedEntry]:
+        # Those that wait for their outcome may not have been noted as such yet.
+        waiting = set(self._validations.waiting) if self._validations is not None else set()
+        return [
+            protocol.ReportedEntry(
+                each.name,
+                bytes(each.metrics),
+                "pending" if each.name in waiting else self._writer.validation_of(each),
+            )
+            for each in self._writer.checkpoints()
+        ]
+
     def _give_up(self, rank: int) -> None:
         call = self._waiting.get(rank)
         self.forget(rank)
         if call is not None:
-            text = f"checkpoints that were reported are still on their way after {call.timeout_s:g} s; wait longer"
+            what = "stored and validated" if call.validated and self._validations is not None else "stored"
+            text = f"checkpoints that were reported are not {what} after {call.timeout_s:g} s; wait longer"
             self._send(rank, protocol.Refused(WaitTimeoutError.kind, text))

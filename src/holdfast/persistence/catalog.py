@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from holdfast.errors import FormatError, StorageError, StoreNotFoundError
+from holdfast.metrics import merge_metrics
 from holdfast.persistence import layout
 from holdfast.persistence.manifest import decode_committed
 from holdfast.persistence.notes import note_names, read_note
@@ -189,13 +190,25 @@ def _merge_notes(store: Store, catalog: Catalog) -> None:
             if note.damaged is not None:
                 catalog.damaged[name] = note.damaged
                 del valid[name]
-            elif note.durable and not always_durable:
+                continue
+            if note.durable and not always_durable:
                 valid[name] = msgspec.structs.replace(valid[name], durable=True)
+            if bytes(note.validation_metrics) != b"null":
+                valid[name] = _with_validation(valid[name], note, catalog)
     catalog.checkpoints = (
         [msgspec.structs.replace(checkpoint, durable=True) for checkpoint in valid.values()]
         if always_durable
         else list(valid.values())
     )
+
+
+def _with_validation(checkpoint: CommittedCheckpoint, note: Note, catalog: Catalog) -> CommittedCheckpoint:
+    try:
+        metrics = merge_metrics(checkpoint.metrics, note.validation_metrics)
+    except FormatError as error:
+        catalog.problems.append(f"the validation of {checkpoint.name}: {error}")
+        return checkpoint
+    return msgspec.structs.replace(checkpoint, metrics=metrics)
 
 
 def _map(store: Store, function: Callable[[_T], _R], items: list[_T]) -> Iterator[_R]:

@@ -97,6 +97,11 @@ class Durability:
         with self._changed:
             if self._flushes:
                 self._unflushed[checkpoint.name] = _Unflushed(checkpoint, files, marks=True)
+            self.let_go(doomed)
+
+    def let_go(self, doomed: Sequence[CommittedCheckpoint]) -> None:
+        """Takes note of what retention lets go of without a commit; returns at once."""
+        with self._changed:
             for old in doomed:
                 self._doomed[old.name] = old
                 self._unflushed.pop(old.name, None)

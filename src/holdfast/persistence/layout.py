@@ -129,6 +129,11 @@ def log_key(attempt: int, rank: int) -> str:
     return f"{LOGS}/attempt_{attempt:06d}/rank_{rank:05d}.log"
 
 
+def validation_log_key(name: str) -> str:
+    """Where the output of a checkpoint's validation is kept."""
+    return f"{LOGS}/validation/{name}.log"
+
+
 def parse_log_directory(directory: str) -> int | None:
     """The attempt of a directory name in `logs/`, or None."""
     found = _LOG_DIRECTORY.match(directory)

@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
+from holdfast.metrics import merge_metrics
 from holdfast.persistence.retention import Retention, RetentionPolicy
 from holdfast.records import CommittedCheckpoint
 
@@ -24,6 +25,8 @@ class Ledger:
         self._lock = threading.Lock()
         self._held = {checkpoint.name: checkpoint for checkpoint in checkpoints}
         self._pinned = pinned
+        self._awaited: set[str] = set()
+        self._has_added = False
         self._retention = Retention(policy)
 
     def add(self, checkpoint: CommittedCheckpoint) -> list[CommittedCheckpoint]:
@@ -34,8 +37,35 @@ class Ledger:
         """
         with self._lock:
             self._held[checkpoint.name] = checkpoint
-            names = self._retention.add(checkpoint, self._held.values(), self._pinned)
+            self._has_added = True
+            names = self._retention.add(checkpoint, self._held.values(), self._staying)
             return [self._held.pop(name) for name in names]
+
+    def hold(self, name: str) -> None:
+        """Keeps a checkpoint whatever its score, until `settle`: its score is not known yet."""
+        with self._lock:
+            self._awaited.add(name)
+
+    def settle(self, name: str, metrics: bytes | None) -> list[CommittedCheckpoint]:
+        """Ends `hold`; gives what retention lets go of now.
+
+        Args:
+            metrics: What joins the checkpoint's own, as stored JSON.
+        """
+        with self._lock:
+            self._awaited.discard(name)
+            held = self._held.get(name)
+            if held is not None and metrics is not None:
+                self._held[name] = msgspec.structs.replace(held, metrics=merge_metrics(held.metrics, metrics))
+            self._retention.forget()
+            if not self._has_added:  # see `add`
+                return []
+            names = self._retention.look(self._held.values(), self._staying)
+            return [self._held.pop(name) for name in names]
+
+    @property
+    def _staying(self) -> AbstractSet[str]:
+        return self._pinned | self._awaited if self._awaited else self._pinned
 
     def restore(self, checkpoints: Iterable[CommittedCheckpoint]) -> None:
         """Takes back what retention let go of, where it has not been deleted yet."""

@@ -70,6 +70,11 @@ class NoteKeeper:
             except StorageError as error:
                 _log.warning("the note of checkpoint %s could not be written: %s", checkpoint.name, error)
 
+    def get(self, checkpoint: CommittedCheckpoint) -> Note | None:
+        """The checkpoint's note, where it has one."""
+        note = self._notes.get(checkpoint.name)
+        return note if note is not None and note.id == checkpoint.id else None
+
     def forget(self, name: str) -> None:
         """The checkpoint is deleted, and its note with it."""
         with self._lock:

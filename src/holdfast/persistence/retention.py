@@ -112,7 +112,7 @@ class Retention:
         if keep is None:
             return []
         if not self._settled:
-            return self._settle(list(existing), keep, pinned)
+            return self.look(existing, pinned)
         before, self._outside = self._outside, None
         doomed = [] if before is None else [before]
         heapq.heappush(self._best, self.policy.rank(added))
@@ -125,7 +125,11 @@ class Retention:
                 doomed.append(worst)
         return [name for name in doomed if name not in pinned]
 
-    def _settle(self, existing: list[CommittedCheckpoint], keep: int, pinned: AbstractSet[str]) -> list[str]:
+    def look(self, existing: Iterable[CommittedCheckpoint], pinned: AbstractSet[str]) -> list[str]:
+        """Looks at all that exist, and says what is to be deleted now."""
+        existing, keep = list(existing), self.policy.num_to_keep
+        if keep is None or not existing:
+            return []
         self._best = heapq.nlargest(keep, [self.policy.rank(checkpoint) for checkpoint in existing])
         heapq.heapify(self._best)
         latest = max(existing, key=_age).name

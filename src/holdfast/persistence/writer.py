@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import msgspec
+
 from holdfast.config import CheckpointConfig
 from holdfast.errors import StorageError, StoreExistsError, WaitTimeoutError
 from holdfast.persistence import garbage, layout, lease, metrics_log
@@ -175,6 +177,39 @@ class RunWriter:
     def store_of(self, name: str) -> Store:
         """The store with the checkpoint `name` as its root."""
         return self.store.child(name)
+
+    def begin_validation(self, checkpoint: CommittedCheckpoint) -> None:
+        """Keeps a checkpoint until its validation has an outcome, and notes that it waits for one.
+
+        Dying before the note is written leaves a checkpoint that nobody validates; after it the next driver does.
+        """
+        self._ledger.hold(checkpoint.name)
+        self.submit(self._notes.update, checkpoint, validation="pending")
+
+    def end_validation(self, checkpoint: CommittedCheckpoint, status: str, metrics: bytes | None) -> Future[None]:
+        """Notes the outcome, behind the call; its metrics join the checkpoint's in the ranking, and retention decides anew.
+
+        Args:
+            status: `validated`, `failed` or `timeout`.
+            metrics: What the validation found, as stored JSON.
+        """
+
+        def settle() -> None:
+            # Dying before the note is written has it validated again. It comes first: a ranking that nobody could read again
+            # must not have deleted anything.
+            self._notes.update(checkpoint, validation=status, validation_metrics=msgspec.Raw(metrics or b"null"))
+            self._durability.let_go(self._ledger.settle(checkpoint.name, metrics))
+
+        return self.submit(settle)
+
+    def pending_validations(self) -> list[CommittedCheckpoint]:
+        """What waits for a validation that no earlier driver came to, in report order."""
+        return [each for each in self._ledger.snapshot() if self.validation_of(each) == "pending"]
+
+    def validation_of(self, checkpoint: CommittedCheckpoint) -> str | None:
+        """How far the validation of a checkpoint is; see `records.Note`."""
+        note = self._notes.get(checkpoint)
+        return note.validation if note is not None else None
 
     def latest_valid(self) -> CommittedCheckpoint | None:
         """The newest checkpoint whose files verify; damaged ones are noted, told of, and left out from now on.

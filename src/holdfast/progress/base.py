@@ -30,6 +30,12 @@ class Progress(Protocol):
     def worker_line(self, rank: int, text: str, is_stderr: bool) -> None:
         """A worker printed a line."""
 
+    def validation_line(self, name: str, text: str, is_stderr: bool) -> None:
+        """The validation of a checkpoint printed a line, or a few."""
+
+    def validated(self, name: str, metrics: bytes, seconds: float) -> None:
+        """A checkpoint was validated; what was found as stored JSON."""
+
     def message(self, text: str) -> None:
         """Something that the user should know, now."""
 

@@ -6,9 +6,11 @@ import threading
 import time
 from typing import TextIO
 
+from holdfast.metrics import decode_metrics
 from holdfast.progress.status import Status, format_bytes, format_number
 from holdfast.progress.writer import Line, Screen, Writer, storable
 
+_VALUE_CHARACTERS = 40
 COMMIT_LINE_S = 5.0
 """Commits are shown at most this often; the last one always is."""
 
@@ -63,6 +65,15 @@ class LineProgress:
         """See `Progress`."""
         self._writer.put(f"[rank {rank}] {text}", from_stdout=not is_stderr)
 
+    def validation_line(self, name: str, text: str, is_stderr: bool) -> None:
+        """See `Progress`."""
+        self._writer.put(f"[validation of {name}] {text}", from_stdout=not is_stderr)
+
+    def validated(self, name: str, metrics: bytes, seconds: float) -> None:
+        """See `Progress`."""
+        found = ", ".join(f"{key} {_short(value)}" for key, value in decode_metrics(metrics).items())
+        self._line(f"{name} validated in {seconds:.3g} s{': ' if found else ''}{found}")
+
     def message(self, text: str) -> None:
         """See `Progress`."""
         self._line(f"warning: {text}")
@@ -110,6 +121,13 @@ class LineProgress:
                 return
             self._commits_shown_s = time.monotonic()
         self._line(text if num_commits == 1 else f"{text}, and {num_commits - 1} before it")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return format_number(value)
+    text = str(value)
+    return text if len(text) <= _VALUE_CHARACTERS else f"{text[:_VALUE_CHARACTERS]}…"
 
 
 class _LineScreen:

@@ -31,6 +31,12 @@ class QuietProgress:
     def worker_line(self, rank: int, text: str, is_stderr: bool) -> None:
         """See `Progress`."""
 
+    def validation_line(self, name: str, text: str, is_stderr: bool) -> None:
+        """See `Progress`."""
+
+    def validated(self, name: str, metrics: bytes, seconds: float) -> None:
+        """See `Progress`."""
+
     def message(self, text: str) -> None:
         """See `Progress`."""
         _log.warning("%s: %s", self._run_name, text)

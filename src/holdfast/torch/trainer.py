@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast.config import RunConfig, ScalingConfig
+from holdfast.config import RunConfig, ScalingConfig, ValidationConfig
 from holdfast.errors import ConfigurationError
 from holdfast.torch.config import TorchConfig, check_installed
 from holdfast.trainer import DataParallelTrainer
@@ -30,7 +30,7 @@ class TorchTrainer(DataParallelTrainer):
         run_config: RunConfig | None = None,
         datasets: Mapping[str, Any] | None = None,
         dataset_config: Any = None,
-        validation_config: Any = None,
+        validation_config: ValidationConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """Takes what to run and how; nothing starts before `fit()`.

@@ -21,6 +21,18 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Base of all messages."""
 
 
+class ValidationTask(msgspec.Struct, frozen=True, array_like=True):
+    """How a checkpoint is to be validated; what is None is as the trainer's `ValidationConfig` says.
+
+    Attributes:
+        arguments: cloudpickle of the function's keyword arguments.
+        timeout_s: Seconds it may take.
+    """
+
+    arguments: bytes | None = None
+    timeout_s: float | None = None
+
+
 class ReportCall(Message, frozen=True):
     """The worker is in `report`.
 
@@ -32,6 +44,7 @@ class ReportCall(Message, frozen=True):
         in_place: The shard lies at its final place already and is only registered.
         waits: The answer comes once the report is complete and committed; else as soon as the node has room for it.
         brings_state: Of a rank that saved its part of a state of all ranks, whether this shard is it; else None.
+        validation: Its checkpoint is to be validated.
     """
 
     index: int
@@ -41,6 +54,7 @@ class ReportCall(Message, frozen=True):
     in_place: bool = False
     waits: bool = True
     brings_state: bool | None = None
+    validation: ValidationTask | None = None
 
     @property
     def hands_over(self) -> bool:
@@ -99,10 +113,12 @@ class CheckpointsCall(Message, frozen=True):
     Attributes:
         before: Once every report below this index is settled.
         timeout_s: How long that may take.
+        validated: And the validations of their checkpoints have an outcome.
     """
 
     before: int = 0
     timeout_s: float | None = None
+    validated: bool = False
 
 
 class Finished(Message, frozen=True):
@@ -153,10 +169,11 @@ class Delivered(Message, frozen=True):
 
 
 class ReportedEntry(Message, frozen=True):
-    """One committed checkpoint, for `get_all_reported_checkpoints`."""
+    """One committed checkpoint, for `get_all_reported_checkpoints`; `validation` as in `records.Note`."""
 
     name: str
     metrics: bytes
+    validation: str | None = None
 
 
 class ReportedList(Message, frozen=True):
@@ -186,6 +203,7 @@ class Job(Message, frozen=True):
         checkpoint: Name of the committed checkpoint to resume from, verified by the driver.
         first_report: The index of this attempt's first report.
         score_attribute: The metric that ranks checkpoints, to be checked where it is reported.
+        validates: Whether the trainer has a function that validates checkpoints.
     """
 
     payload: bytes
@@ -205,6 +223,7 @@ class Job(Message, frozen=True):
     checkpoint: str | None
     first_report: int
     score_attribute: str | None = None
+    validates: bool = False
 
 
 Question = ReportCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed

@@ -6,16 +6,17 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import cloudpickle
 import msgspec
 
 from holdfast.checkpoint import Checkpoint
-from holdfast.config import CheckpointConsistencyMode, CheckpointUploadMode
-from holdfast.errors import CheckpointSourceError, ConfigurationError
+from holdfast.config import CheckpointConsistencyMode, CheckpointUploadMode, ValidationTaskConfig
+from holdfast.errors import CheckpointSourceError, ConfigurationError, SerializationError
 from holdfast.metrics import decode_metrics, encode_metrics, score_of
 from holdfast.persistence import layout
 from holdfast.persistence.staging import check_directory, stage
 from holdfast.records import StagedShard
-from holdfast.reported import CheckpointStatus, ReportedCheckpoint
+from holdfast.reported import ReportedCheckpoint, status_of
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
 from holdfast.worker.context import WorkerState, current
@@ -33,7 +34,7 @@ def report(
     checkpoint_upload_mode: CheckpointUploadMode = CheckpointUploadMode.SYNC,
     delete_local_checkpoint_after_upload: bool | None = None,
     checkpoint_upload_fn: UploadFunction | None = None,
-    validation: bool = False,
+    validation: bool | ValidationTaskConfig = False,
 ) -> PendingCheckpoint:
     """Reports metrics, and a checkpoint if there is one. Every rank must call it equally often.
 
@@ -55,7 +56,9 @@ def report(
             afterwards. True only for `ASYNC` and for a `staging_directory` unless said.
         checkpoint_upload_fn: `fn(checkpoint, name) -> Checkpoint` stores this rank's files itself, below
             `get_context().get_storage().build_checkpoint_path_from_name(name)`, and returns where.
-        validation: Validation beside training is not in this version; only False.
+        validation: Whether the checkpoint is validated beside training, by the function of the trainer's
+            `ValidationConfig`; a `ValidationTaskConfig` gives arguments and a time limit of its own. It is kept until that has an
+            outcome. One rank's wish is enough; the lowest rank's counts.
 
     Returns:
         A `PendingCheckpoint`: done, or in `ASYNC` mode on its way.
@@ -72,10 +75,7 @@ def report(
         StorageError: The store failed for good.
     """
     state = current("report()")
-    if validation:
-        raise ConfigurationError(
-            "report(validation=...): this version does not validate beside training; leave it False"
-        )
+    task = _validation_task(state, validation)
     if not isinstance(checkpoint_upload_mode, CheckpointUploadMode):
         raise ConfigurationError(
             f"report(checkpoint_upload_mode=...) takes a CheckpointUploadMode, not {checkpoint_upload_mode!r}"
@@ -96,6 +96,8 @@ def report(
             delete_local_checkpoint_after_upload,
             checkpoint_upload_fn,
         )
+    if task is not None:
+        question = msgspec.structs.replace(question, validation=task)
     if state.saved_into is not None:
         question = _with_state(state, question)
     # Counted before the wait: a refused report was made all the same, on every rank alike.
@@ -112,6 +114,27 @@ def report(
         if question.shard.remove:
             handed_over(state, layout.decode_path(question.shard.root))
     return pending
+
+
+def _validation_task(state: WorkerState, wish: bool | ValidationTaskConfig) -> protocol.ValidationTask | None:
+    if wish is False:
+        return None
+    if wish is not True and not isinstance(wish, ValidationTaskConfig):
+        raise ConfigurationError(f"report(validation=...) takes True, False or a ValidationTaskConfig, not {wish!r}")
+    if not state.job.validates:
+        raise ConfigurationError(
+            "report(validation=...) asks for a validation, but the trainer has no function for it; pass "
+            "validation_config=ValidationConfig(fn=...) to the trainer"
+        )
+    if wish is True:
+        return protocol.ValidationTask()
+    if wish.fn_kwargs is None:
+        return protocol.ValidationTask(None, wish.timeout_s)
+    try:
+        arguments = cloudpickle.dumps(dict(wish.fn_kwargs))
+    except Exception as error:
+        raise SerializationError(f"report(validation=...): its fn_kwargs cannot be pickled: {error}") from error
+    return protocol.ValidationTask(arguments, wish.timeout_s)
 
 
 def _with_state(state: WorkerState, call: protocol.ReportCall) -> protocol.ReportCall:
@@ -200,8 +223,8 @@ def get_all_reported_checkpoints(
     """Every checkpoint of the run that is committed and still kept, oldest first.
 
     Args:
-        consistency_mode: What to wait for: that every report which this worker has made is committed, or has failed;
-            as there is no validation in this version, both modes are alike.
+        consistency_mode: What to wait for. `COMMITTED`: that every report which this worker has made is committed, or has
+            failed. `VALIDATED`: and that the validations which those reports asked for have an outcome.
         timeout_s: Seconds to wait at most; None waits as long as it takes.
 
     Raises:
@@ -213,12 +236,15 @@ def get_all_reported_checkpoints(
         raise ConfigurationError(
             f"get_all_reported_checkpoints(consistency_mode=...) takes a CheckpointConsistencyMode, not {consistency_mode!r}"
         )
-    answer = expect(state.channel.ask(protocol.CheckpointsCall(state.next_report, timeout_s)), protocol.ReportedList)
+    validated = consistency_mode is CheckpointConsistencyMode.VALIDATED
+    answer = expect(
+        state.channel.ask(protocol.CheckpointsCall(state.next_report, timeout_s, validated)), protocol.ReportedList
+    )
     return [
         ReportedCheckpoint(
             checkpoint=state.committed(entry.name),
             metrics=decode_metrics(msgspec.Raw(entry.metrics)),
-            status=CheckpointStatus.COMMITTED,
+            status=status_of(entry.validation),
         )
         for entry in answer.entries
     ]

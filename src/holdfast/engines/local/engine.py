@@ -14,9 +14,11 @@ from holdfast.config import ScalingConfig
 from holdfast.controller.group import Engine, Listener, WorkerGroup
 from holdfast.engines.local import launcher, wire
 from holdfast.engines.local.devices import check_gpus, gpu_variables
+from holdfast.engines.local.family import Family
 from holdfast.engines.local.group import LocalGroup
 from holdfast.engines.local.output import LineHandler, OutputPump
 from holdfast.errors import WorkerStartError
+from holdfast.persistence import layout
 from holdfast.worker import protocol
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class LocalEngine(Engine):
         self._store = store
         self._on_line = on_line
         self._zygote: launcher.Zygote | None = None
+        self._family: Family | None = None
         self._loading = False
 
     def prepare(self) -> None:
@@ -61,6 +64,8 @@ class LocalEngine(Engine):
         if self._zygote is not None and self._zygote.alive:
             return
         if self._zygote is not None:
+            if self._family is not None:
+                self._family.lost()
             launcher.give_back(self._zygote)
         self._zygote = launcher.take()
         modules = [name for name in _FORKABLE if name in sys.modules]
@@ -88,18 +93,31 @@ class LocalEngine(Engine):
     def start(self, reactor: Reactor, jobs: Sequence[protocol.Job], listener: Listener) -> WorkerGroup:
         """Starts the workers of one attempt."""
         self.await_ready(reactor, lambda: False)
-        zygote = self._zygote
-        assert zygote is not None
+        attempt = jobs[0].attempt
         port = reserve_port()
-        pump = OutputPump(self._store, jobs[0].attempt, self._on_line)
-        group = LocalGroup(reactor, zygote, pump, port, listener)
-        try:
-            group.start([self._complete(job, port.getsockname()[1]) for job in jobs])
-        except BaseException:
-            group.kill()
-            group.close()
-            raise
-        return group
+        pump = OutputPump(self._store, lambda rank: layout.log_key(attempt, rank), self._on_line)
+        group = LocalGroup(reactor, self._family_in(reactor), pump, port, listener)
+        return _started(group, [self._complete(job, port.getsockname()[1]) for job in jobs])
+
+    def start_beside(
+        self, reactor: Reactor, job: protocol.Job, listener: Listener, log_key: str, on_line: LineHandler
+    ) -> WorkerGroup:
+        """Starts one process that is no worker of the group: it sees this program's environment, and every GPU.
+
+        Args:
+            log_key: Where its output is kept.
+            on_line: Gets every line of it.
+
+        Raises:
+            WorkerStartError: It cannot be started now: the zygote is gone, or still imports.
+        """
+        if self._zygote is None or self._loading or not self._zygote.alive:
+            raise WorkerStartError("the process that starts workers is not there")
+        pump = OutputPump(self._store, lambda _: log_key, on_line)
+        group = LocalGroup(reactor, self._family_in(reactor), pump, None, listener)
+        threads = os.environ.get("OMP_NUM_THREADS", str(self._threads(self.world_size() or 1)))
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", **job.environment}
+        return _started(group, [_placed(job, environment)])
 
     def close(self) -> None:
         """Leaves the zygote warm for the next run; one that still imports is ended, for nobody waits for it."""
@@ -120,8 +138,6 @@ class LocalEngine(Engine):
 
     def _complete(self, job: protocol.Job, port: int) -> protocol.Job:
         size = job.world_size
-        cpus = (self._scaling.resources_per_worker or {}).get("CPU")
-        threads = int(cpus) if cpus else max(1, (os.cpu_count() or 1) // size)
         environment = {
             **os.environ,
             # torchrun's names, so that frameworks written for it find their way.
@@ -138,7 +154,7 @@ class LocalEngine(Engine):
             "MASTER_PORT": str(port),
             "TORCHELASTIC_RESTART_COUNT": str(job.attempt - 1),
             "TORCHELASTIC_RUN_ID": job.run_name,
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, threads))),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self._threads(size))),
             "PYTHONUNBUFFERED": "1",
             **gpu_variables(
                 check_gpus(self._scaling, size),
@@ -148,16 +164,42 @@ class LocalEngine(Engine):
             ),
             **job.environment,
         }
-        return msgspec.structs.replace(
-            job,
-            environment=environment,
-            search_path=[path or os.getcwd() for path in sys.path],
-            argv=list(sys.argv),
-            directory=os.getcwd(),
-            local_rank=job.rank,
-            local_world_size=size,
-            node_rank=0,
-        )
+        return _placed(job, environment)
+
+    def _threads(self, num_workers: int) -> int:
+        cpus = (self._scaling.resources_per_worker or {}).get("CPU")
+        return max(1, int(cpus) if cpus else (os.cpu_count() or 1) // num_workers)
+
+    def _family_in(self, reactor: Reactor) -> Family:
+        zygote = self._zygote
+        assert zygote is not None
+        if self._family is None or self._family.zygote is not zygote:
+            self._family = Family(reactor, zygote)
+        return self._family
+
+
+def _started(group: LocalGroup, jobs: Sequence[protocol.Job]) -> LocalGroup:
+    try:
+        group.start(jobs)
+    except BaseException:
+        group.kill()
+        group.close()
+        raise
+    return group
+
+
+def _placed(job: protocol.Job, environment: dict[str, str]) -> protocol.Job:
+    """The job of a worker that is to look as if the user had started the script on this node."""
+    return msgspec.structs.replace(
+        job,
+        environment=environment,
+        search_path=[path or os.getcwd() for path in sys.path],
+        argv=list(sys.argv),
+        directory=os.getcwd(),
+        local_rank=job.rank,
+        local_world_size=job.world_size,
+        node_rank=0,
+    )
 
 
 def reserve_port() -> socket.socket:

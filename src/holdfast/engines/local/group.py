@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from holdfast.controller.group import Exit, Listener, WorkerGroup
-from holdfast.engines.local import memory, wire
+from holdfast.engines.local import memory
 from holdfast.engines.local.child import STACKS_SIGNAL
 from holdfast.engines.local.duplex import Duplex
 from holdfast.engines.local.files import FileConnections
@@ -17,7 +17,7 @@ from holdfast.worker import protocol
 
 if TYPE_CHECKING:
     from holdfast.controller.reactor import Reactor
-    from holdfast.engines.local.launcher import Zygote
+    from holdfast.engines.local.family import Family
     from holdfast.engines.local.output import OutputPump
 
 _CHUNK_BYTES = 1 << 18
@@ -84,7 +84,7 @@ class LocalGroup(WorkerGroup):
     """Workers forked from (or started by) one zygote."""
 
     def __init__(
-        self, reactor: Reactor, zygote: Zygote, pump: OutputPump, port: socket.socket, listener: Listener
+        self, reactor: Reactor, family: Family, pump: OutputPump, port: socket.socket | None, listener: Listener
     ) -> None:
         """Takes what the group needs while it lives.
 
@@ -92,16 +92,14 @@ class LocalGroup(WorkerGroup):
             port: Holds the rendezvous port for this group; see `engine.reserve_port`.
         """
         self._reactor = reactor
-        self._zygote = zygote
+        self._family = family
         self._pump = pump
         self._port = port
         self._listener = listener
         self._connections: dict[int, Connection] = {}
         self._files = FileConnections(reactor, listener)
-        self._ranks: dict[int, int] = {}
         self._tokens: dict[int, int] = {}
         self._killed_before = memory.out_of_memory_kills()
-        reactor.watch(zygote.fileno(), self._from_zygote)
 
     def start(self, jobs: Sequence[protocol.Job]) -> None:
         """Starts a worker a job.
@@ -114,7 +112,8 @@ class LocalGroup(WorkerGroup):
             files = self._files.add(job.rank)
             stdout, stderr = self._pump.add(job.rank)
             try:
-                token = self._zygote.spawn((theirs.fileno(), files.fileno(), stdout, stderr))
+                descriptors = theirs.fileno(), files.fileno(), stdout, stderr
+                self._tokens[job.rank] = self._family.start(descriptors, self._ended_of(job.rank))
             except BaseException:
                 ours.close()
                 raise
@@ -123,8 +122,6 @@ class LocalGroup(WorkerGroup):
                 files.close()
                 os.close(stdout)
                 os.close(stderr)
-            self._ranks[token] = job.rank
-            self._tokens[job.rank] = token
             self._connections[job.rank] = Connection(self._reactor, ours, job.rank, self._listener)
         self._pump.start()
         for job in jobs:
@@ -158,44 +155,29 @@ class LocalGroup(WorkerGroup):
 
     def close(self) -> None:
         """Frees sockets, pipes and the port."""
-        self._reactor.forget(self._zygote.fileno())
+        for token in self._tokens.values():
+            self._family.forget(token)
         for connection in self._connections.values():
             connection.close()
         self._files.close()
-        self._port.close()
+        if self._port is not None:
+            self._port.close()
         self._pump.close()
 
     def _signal(self, ranks: Iterable[int], signum: int, *, group: bool = False) -> None:
         for rank in ranks:
-            if self._tokens.get(rank) in self._ranks:
-                self._zygote.signal(self._tokens[rank], signum, group=group)
+            if rank in self._tokens:
+                self._family.signal(self._tokens[rank], signum, group=group)
 
-    def _from_zygote(self, _: int) -> None:
-        message = self._zygote.receive()
-        if message is None:
-            self._reactor.forget(self._zygote.fileno())
-            self._zygote_died()
-        elif isinstance(message, wire.Exited):
-            self._exited(message.token, Exit(message.code, self._detail(message.code)))
-        elif isinstance(message, wire.NotStarted):
-            self._exited(message.token, Exit(1, f"it could not be started: {message.reason}"))
+    def _ended_of(self, rank: int) -> Callable[[int, str], None]:
+        def ended(code: int, detail: str) -> None:
+            # What it said before it ended may still lie in the socket, and goes first.
+            self._files.drain(rank)
+            self._connections[rank].drain()
+            self._connections[rank].close()
+            self._listener.on_exit(rank, Exit(code, detail or self._detail(code)))
 
-    def _zygote_died(self) -> None:
-        # Its workers get SIGKILL from the kernel at that moment.
-        words = self._zygote.last_words()
-        for token in list(self._ranks):
-            detail = f"the process that started it is gone{': ' + words if words else ''}"
-            self._exited(token, Exit(-signal.SIGKILL, detail))
-
-    def _exited(self, token: int, ended: Exit) -> None:
-        rank = self._ranks.pop(token, None)
-        if rank is None:
-            return
-        # What it said before it ended may still lie in the socket, and goes first.
-        self._files.drain(rank)
-        self._connections[rank].drain()
-        self._connections[rank].close()
-        self._listener.on_exit(rank, ended)
+        return ended
 
     def _detail(self, code: int) -> str:
         if code == -signal.SIGKILL and memory.out_of_memory_kills() > self._killed_before:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 from holdfast.errors import StorageError
-from holdfast.persistence import layout
 from holdfast.stores.base import AppendHandle, Store
 
 _CHUNK_BYTES = 1 << 16
@@ -34,9 +33,14 @@ class _Stream:
 class OutputPump:
     """Reads all workers' pipes in a thread of its own, so that a slow terminal never delays a report."""
 
-    def __init__(self, store: Store, attempt: int, on_line: LineHandler) -> None:
+    def __init__(self, store: Store, log_key: Callable[[int], str], on_line: LineHandler) -> None:
+        """Starts nothing yet.
+
+        Args:
+            log_key: Where a rank's output is kept.
+        """
         self._store = store
-        self._attempt = attempt
+        self._log_key = log_key
         self._on_line = on_line
         self._selector = selectors.DefaultSelector()
         self._logs: dict[int, AppendHandle] = {}
@@ -136,7 +140,7 @@ class OutputPump:
         try:
             log = self._logs.get(rank)
             if log is None:
-                log = self._logs[rank] = self._store.open_append(layout.log_key(self._attempt, rank))
+                log = self._logs[rank] = self._store.open_append(self._log_key(rank))
             log.write(data)
         except StorageError as error:
             # A full disk must not end training over its own log; the person sees the lines all the same.

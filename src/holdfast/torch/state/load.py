@@ -55,6 +55,8 @@ def load_state(state: MutableMapping[str, Any], checkpoint: Checkpoint | str | o
     found = leaves(state, "load_state")
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.from_directory(checkpoint)
+    if f"{DIRECTORY}/{VALUES}" not in {file.path for file in checkpoint.files()}:
+        raise FormatError(f"There is no state in {checkpoint.path!r}: it was not made by save_state")
     with checkpoint.as_directory(include=[f"{DIRECTORY}/*"]) as directory:
         saved = _Saved(Path(directory) / DIRECTORY, str(checkpoint.path))
         targets = [_target(leaf, saved) for leaf in found]
@@ -77,8 +79,6 @@ class _Saved:
         self.where = where
         try:
             document = json.loads((directory / VALUES).read_text())
-        except FileNotFoundError as error:
-            raise FormatError(f"There is no state in {where!r}: it was not made by save_state") from error
         except ValueError as error:
             raise FormatError(f"The state in {where!r} cannot be read: {VALUES}: {error}") from error
         version = document.get("format_version", 1)
@@ -239,7 +239,11 @@ class _OptimizerTarget(_Target):
             else:
                 # An option that this version of the optimizer has and the one that was saved had not stays as it is.
                 state[key] = decode(self._plain[key], name, loaded.__getitem__) if key in self._plain else value
-        set_optimizer_state_dict(module, self.leaf.value, state, options=FLAT)
+        optimizer = self.leaf.value
+        set_optimizer_state_dict(module, optimizer, state, options=FLAT)
+        # Torch leaves empty entries for parameters without a state.
+        for parameter in [parameter for parameter, entry in optimizer.state.items() if not entry]:
+            del optimizer.state[parameter]
 
 
 class _ValueTarget(_Target):

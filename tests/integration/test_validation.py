@@ -1,0 +1,316 @@
+"""Validation beside training: its process, its outcome, and what waits for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import holdfast as train
+from holdfast import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointConsistencyMode,
+    CheckpointUploadMode,
+    ConfigurationError,
+    DataParallelTrainer,
+    FailureConfig,
+    OutsideWorkerError,
+    RunConfig,
+    ScalingConfig,
+    TrainingInterrupted,
+    ValidationConfig,
+    ValidationTaskConfig,
+    WaitTimeoutError,
+    WorkerGroupError,
+)
+from holdfast.reported import CheckpointStatus
+
+
+def fit(function, tmp_path, validation, *, workers=1, failures=0, kept=None, task=None, **config):
+    return DataParallelTrainer(
+        function,
+        train_loop_config={"base": str(tmp_path), **config},
+        scaling_config=ScalingConfig(num_workers=workers),
+        run_config=RunConfig(
+            name="run",
+            storage_path=tmp_path,
+            progress="quiet",
+            failure_config=FailureConfig(max_failures=failures),
+            checkpoint_config=kept or CheckpointConfig(),
+        ),
+        validation_config=ValidationConfig(validation, task) if validation is not None else None,
+    ).fit()
+
+
+def report(step, validation=True, mode=CheckpointUploadMode.SYNC, **metrics):
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "step").write_text(str(step))
+        train.report(
+            {"step": step, **metrics},
+            Checkpoint.from_directory(directory),
+            validation=validation,
+            checkpoint_upload_mode=mode,
+        )
+
+
+def step_of(checkpoint):
+    with checkpoint.as_directory() as directory:
+        return int(Path(directory, "step").read_text())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mode", ["SYNC", "ASYNC"])
+def test_its_metrics_join_those_of_the_checkpoint_and_rank_it(tmp_path, workers, mode):
+    parent = os.getpid()
+
+    def validate(checkpoint, factor):
+        assert os.getpid() != parent
+        with pytest.raises(OutsideWorkerError):
+            train.report({})
+        return {"val": factor * abs(step_of(checkpoint) - 1), "step": "overwritten"}
+
+    def loop(config):
+        for step in range(3):
+            report(step, mode=CheckpointUploadMode(config["mode"]))
+        listed = train.get_all_reported_checkpoints()
+        assert [(each.metrics["val"], each.status) for each in listed] == [
+            (value, CheckpointStatus.VALIDATED) for value in (10, 0, 10)
+        ]
+
+    kept = CheckpointConfig(checkpoint_score_attribute="val", checkpoint_score_order="min")
+    task = ValidationTaskConfig(fn_kwargs={"factor": 10})
+    result = fit(loop, tmp_path, validate, workers=workers, kept=kept, task=task, mode=mode)
+    best = result.get_best_checkpoint("val", "min")
+    assert step_of(best) == 1
+    reported = train.Run(result.path).checkpoints
+    assert [each.metrics for each in reported] == [{"step": "overwritten", "val": value} for value in (10, 0, 10)]
+    assert {each.status for each in reported} == {CheckpointStatus.VALIDATED}
+    assert step_of(train.Run(result.path).best().checkpoint) == 1
+
+
+def test_a_report_gives_arguments_and_a_limit_of_its_own(tmp_path):
+    def validate(checkpoint, wait_s=0.0, name="default"):
+        print("hello from", name)
+        time.sleep(wait_s)
+        return {"name": name}
+
+    def loop(config):
+        report(0)
+        report(1, ValidationTaskConfig(fn_kwargs={"name": "own"}))
+        report(2, ValidationTaskConfig(fn_kwargs={"wait_s": 60}, timeout_s=0.3))
+        report(3, validation=False)
+
+    result = fit(loop, tmp_path, validate)
+    found = [(each.metrics.get("name"), each.status.value) for each in train.Run(result.path).checkpoints]
+    assert found == [
+        ("default", "VALIDATED"), ("own", "VALIDATED"), (None, "VALIDATION_TIMEOUT"), (None, "COMMITTED"),
+    ]  # fmt: skip
+    logs = Path(result.path, ".holdfast", "logs", "validation")
+    assert logs.joinpath("checkpoint_000002.log").read_text() == "hello from own\n"
+
+
+ENDINGS = {
+    "raises": lambda: 1 / 0,
+    "exits": lambda: os._exit(3),
+    "is killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "returns nothing": lambda: None,
+    "returns what is no metric": lambda: {"a": object()},
+}
+
+
+@pytest.mark.parametrize("ending", sorted(ENDINGS))
+def test_one_that_fails_is_noted_and_told_of_and_training_goes_on(tmp_path, ending, caplog):
+    def validate(checkpoint):
+        return ENDINGS[ending]() if step_of(checkpoint) == 0 else {"val": 1}
+
+    def loop(config):
+        report(0)
+        report(1)
+        return "done"
+
+    result = fit(loop, tmp_path, validate)
+    assert result.return_value == "done"
+    statuses = [each.status.value for each in train.Run(result.path).checkpoints]
+    assert statuses == ["VALIDATION_FAILED", "VALIDATED"]
+    assert "the validation of checkpoint_000001 failed" in caplog.text
+
+
+def test_retention_waits_for_it_and_then_decides_by_it(tmp_path):
+    """The best by validation is the first; it must be there still when its score comes, after five others."""
+
+    def validate(checkpoint, base):
+        deadline = time.monotonic() + 30
+        while not Path(base, "go").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return {"val": -step_of(checkpoint)}
+
+    def loop(config):
+        run = train.get_context().get_storage().experiment_fs_path
+        for step in range(6):
+            report(step)
+        time.sleep(0.3)  # retention has had time for what it must not do
+        assert len([name for name in os.listdir(run) if name.startswith("checkpoint_")]) == 6
+        Path(config["base"], "go").touch()
+
+    kept = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="val")
+    task = ValidationTaskConfig(fn_kwargs={"base": str(tmp_path)})
+    result = fit(loop, tmp_path, validate, kept=kept, task=task)
+    assert [step_of(each.checkpoint) for each in train.Run(result.path).checkpoints] == [0, 1, 5]
+    assert sorted(name for name in os.listdir(result.path) if name.startswith("checkpoint_")) == [
+        "checkpoint_000001", "checkpoint_000002", "checkpoint_000006",
+    ]  # fmt: skip
+
+
+def test_the_list_of_checkpoints_waits_as_it_is_told(tmp_path):
+    def validate(checkpoint, base):
+        deadline = time.monotonic() + 30
+        while not Path(base, "go").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return {"val": 1}
+
+    def loop(config):
+        report(0)
+        listed = train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+        assert [each.status for each in listed] == [CheckpointStatus.PENDING_VALIDATION]
+        with pytest.raises(WaitTimeoutError, match="validated"):
+            train.get_all_reported_checkpoints(timeout_s=0.1)
+        threading.Timer(0.2, Path(config["base"], "go").touch).start()
+        listed = train.get_all_reported_checkpoints(timeout_s=30)
+        assert [each.status for each in listed] == [CheckpointStatus.VALIDATED]
+
+    fit(loop, tmp_path, validate, task=ValidationTaskConfig(fn_kwargs={"base": str(tmp_path)}))
+
+
+def test_it_goes_on_while_workers_are_restarted(tmp_path):
+    def validate(checkpoint, base):
+        deadline = time.monotonic() + 30
+        while not Path(base, "go").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return {"val": os.getpid()}
+
+    def loop(config):
+        if train.get_checkpoint() is None:
+            report(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        Path(config["base"], "go").touch()
+
+    result = fit(loop, tmp_path, validate, failures=1, task=ValidationTaskConfig(fn_kwargs={"base": str(tmp_path)}))
+    assert [each.status for each in train.Run(result.path).checkpoints] == [CheckpointStatus.VALIDATED]
+
+
+def test_what_a_failed_run_did_not_come_to_the_next_driver_does(tmp_path):
+    def validate(checkpoint, wait_s=0):
+        time.sleep(wait_s)
+        return {"val": step_of(checkpoint)}
+
+    def loop(config):
+        if train.get_checkpoint() is None:
+            report(0, ValidationTaskConfig(fn_kwargs={"wait_s": 60}))
+            report(1)
+            raise RuntimeError("over")
+
+    began = time.monotonic()
+    with pytest.raises(WorkerGroupError):
+        fit(loop, tmp_path, validate)
+    assert time.monotonic() - began < 30
+    run = train.Run(tmp_path / "run")
+    assert {each.status for each in run.checkpoints} == {CheckpointStatus.PENDING_VALIDATION}
+    fit(loop, tmp_path, validate)
+    assert [(each.metrics["val"], each.status) for each in run.checkpoints] == [
+        (0, CheckpointStatus.VALIDATED), (1, CheckpointStatus.VALIDATED),
+    ]  # fmt: skip
+
+
+def test_a_killed_driver_takes_it_along_and_the_next_one_begins_it_again(tmp_path):
+    script = textwrap.dedent(
+        """
+        import os, sys, time
+        sys.path.insert(0, sys.argv[2])
+        from test_validation import fit, report
+
+        def validate(checkpoint):
+            with open(os.path.join(sys.argv[1], "pids"), "a") as file:
+                file.write(f"{os.getpid()}\\n")
+            time.sleep(60 if len(open(os.path.join(sys.argv[1], "pids")).readlines()) == 1 else 0)
+            return {"val": 7}
+
+        def loop(config):
+            import holdfast
+            if holdfast.get_checkpoint() is None:
+                report(0)
+                time.sleep(60)
+
+        fit(loop, sys.argv[1], validate)
+        """
+    )
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", script, str(tmp_path), here]
+    pids = tmp_path / "pids"
+    driver = subprocess.Popen(command)
+    deadline = time.monotonic() + 30
+    while not (pids.exists() and pids.read_text().endswith("\n")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    first = int(pids.read_text().split()[0])
+    while Path(f"/proc/{first}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{first}").exists()
+    subprocess.run(command, check=True, timeout=60)
+    (only,) = train.Run(tmp_path / "run").checkpoints
+    assert (only.metrics["val"], only.status) == (7, CheckpointStatus.VALIDATED)
+
+
+def test_ctrl_c_does_not_wait_for_it(tmp_path):
+    def validate(checkpoint, base):
+        Path(base, "runs").touch()
+        time.sleep(60)
+
+    def loop(config):
+        report(0)
+
+    def interrupt():
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "runs").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    began = time.monotonic()
+    with pytest.raises(TrainingInterrupted):
+        fit(loop, tmp_path, validate, task=ValidationTaskConfig(fn_kwargs={"base": str(tmp_path)}))
+    assert time.monotonic() - began < 30
+    (only,) = train.Run(tmp_path / "run").checkpoints
+    assert only.status is CheckpointStatus.PENDING_VALIDATION
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ConfigurationError, match="must be a function"):
+        ValidationConfig(3)
+    with pytest.raises(ConfigurationError, match="fn_kwargs"):
+        ValidationTaskConfig(fn_kwargs=[1])
+    with pytest.raises(ConfigurationError, match="timeout_s"):
+        ValidationTaskConfig(timeout_s=-1)
+    with pytest.raises(ConfigurationError, match="validation_config"):
+        DataParallelTrainer(print, validation_config=print)
+    lock = threading.Lock()
+    with pytest.raises(train.SerializationError, match="lock"):
+        fit(print, tmp_path, lambda checkpoint: lock)
+    assert not (tmp_path / "run").exists()
+
+    def loop(config):
+        with pytest.raises(ConfigurationError, match="validation_config"):
+            report(0)
+        with pytest.raises(ConfigurationError, match="takes True"):
+            report(0, validation="yes")
+
+    fit(loop, tmp_path, None)
