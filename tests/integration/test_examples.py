@@ -18,6 +18,7 @@ EXPECTED = {
     "native_pytorch_restore.py": ["resumed at epoch 2 after the failure"],
     "native_pytorch_save.py": ["'epoch': 4"],
     "one_shard_per_rank.py": ["model-rank=0.pt: ", "model-rank=1.pt: "],
+    "sharded_state.py": ["4 ranks", "2 ranks", "the loss went on as if nothing had happened"],
     "use_checkpoints_after_training.py": ["streamed: {'weight': 1.0}", "damaged checkpoints: none"],
 }
 

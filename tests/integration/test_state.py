@@ -58,7 +58,7 @@ def steps(config):
         load_state(wanted, checkpoint)
         state |= wanted
     for step in range(state["step"], config["steps"]):
-        batch = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+        batch = torch.randn(12, 6, generator=torch.Generator().manual_seed(step))
         mine = batch[rank::size]
         optimizer.zero_grad()
         loss = ((model(mine) - mine.sum(1, keepdim=True)) ** 2).mean()
@@ -85,7 +85,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, kind, first, then)
     assert len(resumed.return_value) == 8
     # Sums of another number of parts round differently.
     assert resumed.return_value == pytest.approx(undisturbed.return_value, rel=1e-5)
-    assert resumed.return_value[0] > 2 * resumed.return_value[-1]
     assert resumed.checkpoint.verify() == []
 
 

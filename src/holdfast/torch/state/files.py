@@ -69,6 +69,8 @@ def check_dtype(tensor: torch.Tensor, where: str) -> None:
     Raises:
         StateError: The tensor is quantized, sparse, complex128, or the like.
     """
+    if hasattr(type(tensor), "local_shards"):  # a ShardedTensor, of the old FSDP, which answers no such questions
+        return
     if tensor.dtype in _NAMES and tensor.layout == torch.strided and not tensor.is_quantized:
         return
     kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
