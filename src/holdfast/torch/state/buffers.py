@@ -19,9 +19,12 @@ from pathlib import Path
 import torch
 
 from holdfast.torch.state.files import FileLayout
+from holdfast.torch.state.room import available_bytes
 from holdfast.worker.context import WorkerState
 
 _KEY = "torch.state.buffers"
+# The part of the free memory that a buffer may take.
+_MOST_OF_ROOM = 0.8
 
 
 def is_possible() -> bool:
@@ -125,14 +128,19 @@ class BufferPool:
     def __init__(self) -> None:
         self._buffers: list[Buffer] = []
 
-    def take(self, size_bytes: int) -> Buffer:
-        """A free buffer, if possible one of that size already; else a new one."""
+    def take(self, size_bytes: int) -> Buffer | None:
+        """A free buffer, if possible one of that size already; else a new one; None where memory is too short for it."""
         free = [buffer for buffer in self._buffers if buffer.is_free()]
-        if free:
-            return min(free, key=lambda buffer: abs(buffer.size_bytes - size_bytes))
-        buffer = Buffer()
-        self._buffers.append(buffer)
-        return buffer
+        best = min(free, key=lambda buffer: abs(buffer.size_bytes - size_bytes), default=None)
+        room_bytes = available_bytes()
+        # Memory that is promised and not there ends in the death of a process, not in an error.
+        more_bytes = size_bytes - (best.size_bytes if best is not None else 0)
+        if more_bytes > 0 and room_bytes is not None and more_bytes > room_bytes * _MOST_OF_ROOM:
+            return None
+        if best is None:
+            best = Buffer()
+            self._buffers.append(best)
+        return best
 
     def close(self) -> None:
         """Gives all memory back that nobody else holds."""

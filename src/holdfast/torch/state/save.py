@@ -49,7 +49,7 @@ def save_state(
     Args:
         directory: Made if it is not there. The files lie in its `state`: `rank-00000.safetensors` and so on, and `values.json`.
         in_memory: Whether to use such memory; False writes files. By default it does on Linux, in a worker, unless the
-            directory lies in the run's own (where files stay).
+            directory lies in the run's own (where files stay). Where memory is short, files are written all the same.
 
     Raises:
         StateError: The state holds what cannot be saved, or an optimizer without its module; the text names the key.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from holdfast.torch.state.files import SUFFIX, FileLayout, Piece, lay_out
 DIRECTORY = "state"
 VALUES = "values.json"
 FORMAT_VERSION = 1
+
+_LOG = logging.getLogger("holdfast")
 
 # The values of a leaf that every rank has a part of are joined; of others the lowest rank's holds.
 Values = dict[str, dict[str, Any]]
@@ -149,11 +152,13 @@ def _size_bytes(item: WriteItem) -> int:
 
 
 def _write(layout: FileLayout, tensors: dict[str, torch.Tensor], path: Path, pool: BufferPool | None) -> None:
-    if pool is None:
+    buffer = pool.take(layout.size_bytes) if pool is not None else None
+    if buffer is None:
+        if pool is not None:
+            _LOG.warning("memory is short: save_state writes %.1f GB to %s instead", layout.size_bytes / 1e9, path)
         _write_file(layout, tensors, path)
         return
     on_gpu = [tensor for tensor in tensors.values() if tensor.is_cuda]
-    buffer = pool.take(layout.size_bytes)
     buffer.begin(layout, path, pin=bool(on_gpu))
     for piece, offset in layout.places:
         if piece.size_bytes:
