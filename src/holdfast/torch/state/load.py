@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
@@ -219,9 +220,13 @@ class _OptimizerTarget(_Target):
     def __init__(self, leaf: Leaf, saved: _Saved) -> None:
         super().__init__(leaf)
         assert leaf.module is not None
+        self._module = leaf.module
         self._plain = saved.leaf(leaf.path, "optimizer")
-        _forget_unsaved(leaf, saved)
-        self._state = get_optimizer_state_dict(leaf.module, leaf.value, options=FLAT)
+        # Gives a fresh optimizer the state of one that has made a step, to be filled.
+        self._state = get_optimizer_state_dict(self._module, leaf.value, options=FLAT)
+        self._untouched = _untouched(leaf, self._module, saved)
+        prefixes = tuple(f"state.{name}." for name in self._untouched)
+        self._state = {key: value for key, value in self._state.items() if not key.startswith(prefixes)}
         for key, value in self._state.items():
             if isinstance(value, torch.Tensor):
                 self.tensors[f"{leaf.path}/{key}"] = value
@@ -229,8 +234,7 @@ class _OptimizerTarget(_Target):
             self.tensors[name] = saved.empty(name)
 
     def finish(self, loaded: dict[str, Any]) -> None:
-        module = self.leaf.module
-        assert module is not None
+        optimizer = self.leaf.value
         state = {}
         for key, value in self._state.items():
             name = f"{self.leaf.path}/{key}"
@@ -239,8 +243,9 @@ class _OptimizerTarget(_Target):
             else:
                 # An option that this version of the optimizer has and the one that was saved had not stays as it is.
                 state[key] = decode(self._plain[key], name, loaded.__getitem__) if key in self._plain else value
-        optimizer = self.leaf.value
-        set_optimizer_state_dict(module, optimizer, state, options=FLAT)
+        for parameter in self._untouched.values():
+            optimizer.state.pop(parameter, None)
+        set_optimizer_state_dict(self._module, optimizer, state, options=FLAT)
         # Torch leaves empty entries for parameters without a state.
         for parameter in [parameter for parameter, entry in optimizer.state.items() if not entry]:
             del optimizer.state[parameter]
@@ -276,25 +281,20 @@ def _target(leaf: Leaf, saved: _Saved) -> _Target:
             return _ValueTarget(leaf, saved)
 
 
-def _forget_unsaved(leaf: Leaf, saved: _Saved) -> None:
-    """Takes the state of parameters away that had none when it was saved: those that no step had touched.
-
-    Torch gives every parameter of a fresh optimizer a state first, by a step with gradients of zero, and would look for
-    all of it in the checkpoint.
-    """
-    module, optimizer = leaf.module, leaf.value
-    assert module is not None
+def _untouched(leaf: Leaf, module: nn.Module, saved: _Saved) -> dict[str, nn.Parameter]:
+    """The parameters of an optimizer that had no state when it was saved, because no step had touched them, by name."""
     if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
-        return  # its optimizer knows flat parameters alone
-    nested = get_optimizer_state_dict(module, optimizer)
+        return {}  # its optimizer knows flat parameters alone
     prefix = f"{leaf.path}/state."
-    saved_names = [name.removeprefix(prefix) for name in saved.names if name.startswith(prefix)]
-    touched = {name[:at] for name in saved_names for at, char in enumerate(name) if char == "."}
-    groups: Any = nested["param_groups"]
-    for names, group in zip(groups, optimizer.param_groups, strict=True):
-        for name, parameter in zip(names["params"], group["params"], strict=True):
-            if touched and name not in touched:
-                optimizer.state.pop(parameter, None)
+    names = [name.removeprefix(prefix) for name in saved.names if name.startswith(prefix)]
+    touched = {name[:at] for name in names for at, char in enumerate(name) if char == "."}
+    groups: Any = get_optimizer_state_dict(module, leaf.value)["param_groups"]
+    return {
+        name: parameter
+        for named, group in zip(groups, leaf.value.param_groups, strict=True)
+        for name, parameter in zip(named["params"], group["params"], strict=True)
+        if touched and name not in touched
+    }
 
 
 def _listed(names: Sequence[str]) -> str:
