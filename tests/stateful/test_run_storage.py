@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hypothesis import settings
@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from holdfast.config import CheckpointConfig
 from holdfast.errors import StorageError
+from holdfast.metrics import encode_metrics
 from holdfast.persistence import layout
 from holdfast.persistence.catalog import load
 from holdfast.persistence.metrics_log import read_lines
@@ -48,11 +49,11 @@ class _Entry:
         return (1, self.score if config.checkpoint_score_order == "max" else -self.score, self.index)
 
 
-def _keep(entries: list[_Entry], config: CheckpointConfig) -> list[_Entry]:
+def _keep(entries: list[_Entry], config: CheckpointConfig, pending: set[int]) -> list[_Entry]:
     if config.num_to_keep is None:
         return entries
     best = sorted(entries, key=lambda entry: entry.rank(config))[-config.num_to_keep :]
-    return [entry for entry in entries if entry in best or entry is entries[-1]]
+    return [entry for entry in entries if entry in best or entry is entries[-1] or entry.index in pending]
 
 
 class RunStorage(RuleBasedStateMachine):
@@ -64,6 +65,7 @@ class RunStorage(RuleBasedStateMachine):
         self.let_go: list[_Entry] = []
         self.harmed: set[int] = set()
         self.reports: list[int] = []
+        self.pending: set[int] = set()
         self.epoch = 0
         self._open(CheckpointConfig())
 
@@ -85,6 +87,13 @@ class RunStorage(RuleBasedStateMachine):
         assert self.writer.epoch == self.epoch
         assert self.writer.first_report == max(self.reports, default=0) + 1
         self._take_over()
+        # As a driver does: what no earlier one came to is validated now.
+        resumed = self.writer.pending_validations()
+        assert {checkpoint.report_index for checkpoint in resumed} <= self.pending
+        for checkpoint in resumed:
+            self.writer.begin_validation(checkpoint)
+        self.pending = {checkpoint.report_index for checkpoint in resumed}
+        self.has_reported = False
 
     def _take_over(self) -> None:
         """After a crash, or damage, what retention had let go of may be there still, and nothing else."""
@@ -95,15 +104,38 @@ class RunStorage(RuleBasedStateMachine):
         assert {entry.index for entry in self.kept} - unreadable <= set(found) <= set(known)
         self.kept = [known[index] for index in found]
 
-    @rule(score=_scores)
-    def report(self, score: float | None) -> None:
+    @rule(score=_scores, validates=st.booleans())
+    def report(self, score: float | None, validates: bool) -> None:
         index = max(self.reports, default=0) + 1
         metrics = {} if score is None else {"score": score}
-        report(self.writer, self.root / "source", {"f": b"%d" % index * 9, "d/g": b""}, metrics, index=index)
+        files = {"f": b"%d" % index * 9, "d/g": b""}
+        committed = report(self.writer, self.root / "source", files, metrics, index=index)
         self.reports.append(index)
-        before = [*self.kept, _Entry(index, score)]
-        self.kept = _keep(before, self.config)
-        self.let_go += [entry for entry in before if entry not in self.kept]
+        self.has_reported = True
+        if validates:
+            self.writer.begin_validation(committed)
+            self.pending.add(index)
+        self._retain([*self.kept, _Entry(index, score)])
+
+    def _retain(self, entries: list[_Entry]) -> None:
+        self.kept = _keep(entries, self.config, self.pending)
+        self.let_go += [entry for entry in entries if entry not in self.kept]
+
+    @precondition(lambda self: any(entry.index in self.pending for entry in self.kept))
+    @rule(data=st.data(), score=_scores)
+    def validate(self, data: st.DataObject, score: float | None) -> None:
+        entry = data.draw(st.sampled_from([entry for entry in self.kept if entry.index in self.pending]))
+        checkpoint = next(each for each in self.writer.checkpoints() if each.report_index == entry.index)
+        status, metrics = ("failed", None) if score is None else ("validated", encode_metrics({"score": score}))
+        self.writer.end_validation(checkpoint, status, metrics).result()
+        self.pending.discard(entry.index)
+        scored = entry if score is None else replace(entry, score=score)
+        entries = [scored if each is entry else each for each in self.kept]
+        self.let_go = [each for each in self.let_go if each.index != entry.index]
+        if self.has_reported:  # a run that was opened with another configuration deletes nothing before
+            self._retain(entries)
+        else:
+            self.kept = entries
 
     @rule()
     def report_without_checkpoint(self) -> None:
