@@ -184,7 +184,9 @@ class _Copy:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                self.place.mkdir(mode=0o700, exist_ok=True)
+                # Not `Path.mkdir(exist_ok=True)`, which fails where the place goes while it looks what is there.
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self.place, 0o700)
                 gate = try_lock(self._gate)
             except FileNotFoundError:  # the last reader of an earlier copy has just removed the place
                 continue
