@@ -256,3 +256,96 @@ def test_retention_and_many_saves(tmp_path):
     state = {"tensor": torch.zeros(1000)}
     load_state(state, result.checkpoint)
     assert torch.equal(state["tensor"], torch.full((1000,), 49.0))
+
+
+def test_a_directory_that_was_moved_or_saved_again_is_never_mistaken(tmp_path):
+    """A link that was left from an earlier save must not show what a later one put into the same memory."""
+
+    def loop(config):
+        base = Path(tempfile.mkdtemp())
+        save_state({"tensor": torch.full((1000,), 1.0), "step": 1}, base / "a")
+        os.rename(base / "a", base / "best")
+        save_state({"tensor": torch.full((1000,), 2.0), "step": 2}, base / "a")
+        with pytest.raises(train.ShardModifiedError, match="uses for something else"):
+            train.report({}, Checkpoint.from_directory(base / "best"))
+        with pytest.raises(train.HoldfastError):
+            load_state({"step": 0}, base / "best")
+        train.report({}, Checkpoint.from_directory(base / "a"))
+
+    result = run(loop, tmp_path, 1)
+    state = {"tensor": torch.zeros(1000), "step": 0}
+    load_state(state, result.checkpoint)
+    assert state["step"] == 2
+    assert torch.equal(state["tensor"], torch.full((1000,), 2.0))
+
+
+def test_files_of_ranks_that_are_no_more_are_not_read(tmp_path):
+    directory = tmp_path / "shared"
+
+    def loop(config):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+
+        size = train.get_context().get_world_size()
+        mesh = init_device_mesh("cpu", (size,))
+        whole = torch.full((12,), float(size))
+        save_state({"tensor": distribute_tensor(whole, mesh, [Shard(0)])}, directory, in_memory=False)
+        train.report({}, Checkpoint.from_directory(directory))
+
+    run(loop, tmp_path, 4)
+    result = run(loop, tmp_path, 3)
+    state = {"tensor": torch.zeros(12)}
+    load_state(state, result.checkpoint)
+    assert torch.equal(state["tensor"], torch.full((12,), 3.0))
+
+
+def test_what_may_differ_between_ranks_is_of_one_rank(tmp_path):
+    def loop(config):
+        rank = train.get_context().get_world_rank()
+        model = nn.BatchNorm1d(1000)
+        model.running_mean.fill_(rank)
+        model.running_var.fill_(rank)
+        with tempfile.TemporaryDirectory() as directory:
+            save_state({"model": model, "mine": torch.full((3,), float(rank))}, directory)
+            train.report({}, Checkpoint.from_directory(directory))
+
+    result = run(loop, tmp_path, 2)
+    model = nn.BatchNorm1d(1000)
+    state = {"model": model, "mine": torch.ones(3)}
+    load_state(state, result.checkpoint)
+    assert model.running_mean.eq(0).all()
+    assert model.running_var.eq(0).all()
+    assert state["mine"].eq(0).all()
+
+
+def test_workers_without_a_process_group_are_told_so(tmp_path):
+    def loop(config):
+        save_state({"a": 1}, tempfile.mkdtemp())
+
+    with pytest.raises(WorkerGroupError, match="no process group"):
+        train.DataParallelTrainer(
+            loop,
+            train_loop_config={},
+            scaling_config=ScalingConfig(num_workers=2),
+            run_config=RunConfig(name="run", storage_path=tmp_path, progress="quiet"),
+        ).fit()
+
+
+def test_a_rank_may_report_a_copy_but_not_nothing(tmp_path):
+    def loop(config):
+        import shutil
+
+        rank = train.get_context().get_world_rank()
+        with tempfile.TemporaryDirectory() as directory:
+            save_state({f"tensor {rank}": torch.ones(3)}, f"{directory}/inner")
+            train.report({"only": "metrics"})
+            shutil.copytree(f"{directory}/inner", f"{directory}/copy")
+            train.report({}, Checkpoint.from_directory(f"{directory}/copy"))
+            os.chdir(directory)
+            save_state({f"tensor {rank}": torch.ones(3)}, ".")
+            train.report({}, Checkpoint.from_directory(".") if rank == 0 else None)
+
+    with pytest.raises(WorkerGroupError, match="rank 1 saved a part"):
+        run(loop, tmp_path, 2)
+    (only,) = train.Run(tmp_path / "run").checkpoints
+    load_state({"tensor 0": torch.zeros(3), "tensor 1": torch.zeros(3)}, only.checkpoint)

@@ -57,7 +57,7 @@ def _release(shard: StagedShard) -> None:
             if file.source is None:
                 _remove_if_same(path, file)
             else:
-                _remove_link(path, file.source)
+                _remove_link(path, file)
             parent = os.path.dirname(path)
             while len(parent) > len(root) and parent not in directories:
                 directories.add(parent)
@@ -79,9 +79,13 @@ def _remove_if_same(path: str, file: StagedFile) -> None:
         return
 
 
-def _remove_link(path: str, target: str) -> None:
+def _remove_link(path: str, file: StagedFile) -> None:
     try:
-        if os.readlink(path) == target:
+        # A later save into the same directory may have made another link to the same memory, with another time.
+        is_same = os.lstat(path).st_mtime_ns == file.mtime_ns and os.readlink(path) == layout.decode_path(
+            file.source or ""
+        )
+        if is_same:
             os.unlink(path)
     except (FileNotFoundError, NotADirectoryError):
         return

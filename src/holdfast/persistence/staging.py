@@ -138,20 +138,28 @@ def _held_open(root: str, path: str) -> StagedFile | None:
     try:
         found = open_file_of(os.path.join(root, path))
     except OSError as error:
-        raise ShardModifiedError(
-            f"The link {os.path.join(root, path)!r} leads to memory of a process that has let go of it; report a directory "
-            "before what saved into it ends, or saves into it again"
-        ) from error
+        raise _let_go(os.path.join(root, path)) from error
     if found is None:
         return None
     target, status = found
+    # By this a link that was left from an earlier use of the same memory is told from one that is meant.
+    if os.lstat(os.path.join(root, path)).st_mtime_ns != status.st_mtime_ns:
+        raise _let_go(os.path.join(root, path))
     return StagedFile(
         path=layout.encode_path(path),
         size_bytes=status.st_size,
+        mode=status.st_mode & 0o7777,
         mtime_ns=status.st_mtime_ns,
         ctime_ns=status.st_ctime_ns,
         num_links=status.st_nlink,
         source=target,
+    )
+
+
+def _let_go(link: str) -> ShardModifiedError:
+    return ShardModifiedError(
+        f"The link {link!r} leads to memory that its process has let go of, or uses for something else by now; report the "
+        "directory itself that was saved into, before its process ends, or save files: save_state(..., in_memory=False)"
     )
 
 

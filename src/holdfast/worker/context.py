@@ -87,6 +87,7 @@ class WorkerState:
         inbox: What became of those that were.
         staging: Open staging directories, and whether each was reported.
         saved_into: The directory that holds this rank's part of a state of all ranks, until it is reported.
+        saved_files: The files of that part, as paths below the directory.
         resources: What other parts of the package keep as long as the function runs; closed at its end.
         next_report: The index that the next call of `report` counts.
         checkpoint: The latest committed checkpoint, the same on every rank at every report.
@@ -98,6 +99,7 @@ class WorkerState:
     inbox: Inbox = field(init=False)
     staging: dict[str, bool] = field(init=False, default_factory=dict)
     saved_into: str | None = field(init=False, default=None)
+    saved_files: tuple[str, ...] = field(init=False, default=())
     resources: dict[str, Closeable] = field(init=False, default_factory=dict)
     context: TrainContext = field(init=False)
     next_report: int = field(init=False)

@@ -139,10 +139,13 @@ def _validation_task(state: WorkerState, wish: bool | ValidationTaskConfig) -> p
 
 def _with_state(state: WorkerState, call: protocol.ReportCall) -> protocol.ReportCall:
     """Says whether the rank's part of a state, saved before, comes with this report."""
-    saved_into = state.saved_into or ""
-    root = layout.decode_path(call.shard.root) if call.shard is not None else ""
-    brings = os.path.realpath(root) == os.path.realpath(saved_into)
-    if brings or not os.path.isdir(saved_into):
+    reported = [file.path for file in call.shard.files] if call.shard is not None else []
+    if call.in_place and call.shard is not None:
+        root = layout.decode_path(call.shard.root)
+        reported = [name for name in state.saved_files if os.path.lexists(f"{root}/{name}")]
+    # By the files, not by the directory: it may have been copied, or be a part of the one that is reported.
+    brings = all(any(path == name or path.endswith(f"/{name}") for path in reported) for name in state.saved_files)
+    if brings or not os.path.isdir(state.saved_into or ""):
         state.saved_into = None
     return msgspec.structs.replace(call, brings_state=True if brings else False if state.saved_into else None)
 

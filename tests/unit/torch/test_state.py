@@ -243,3 +243,97 @@ def test_a_file_where_the_directory_should_be(tmp_path):
     Path(tmp_path, "state").write_text("x")
     with pytest.raises(StorageError, match="save_state"):
         save_state({"a": torch.ones(1)}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Adam", "Rprop", "SGD"])
+def test_saving_changes_nothing_of_the_training(tmp_path, name):
+    """Also before the first step, where torch's own function would make one to have a state to show."""
+
+    def train(saves):
+        model = network()
+        optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
+        for step in range(3):
+            if saves:
+                save_state({"model": model, "optimizer": optimizer}, tmp_path / f"{step}")
+            optimizer.zero_grad()
+            model(torch.arange(15.0).reshape(5, 3)).sum().backward()
+            optimizer.step()
+        return model.state_dict()
+
+    assert_same(train(saves=True), train(saves=False))
+
+
+def test_what_the_fresh_optimizer_does_not_have_yet_is_loaded_all_the_same(tmp_path):
+    model, optimizer = trained()
+    optimizer.param_groups[0]["initial_lr"] = 0.5
+    save_state({"model": model, "optimizer": optimizer}, tmp_path)
+    other = network(1)
+    fresh = torch.optim.AdamW(other.parameters())
+    other(torch.ones(2, 3)).sum().backward()  # a gradient without a step: torch makes no state then
+    load_state({"model": other, "optimizer": fresh}, tmp_path)
+    assert_same(optimizer.state_dict(), fresh.state_dict())
+
+
+def test_a_refused_load_leaves_a_fresh_optimizer_fresh(tmp_path):
+    model, optimizer = trained()
+    save_state({"model": model, "optimizer": optimizer}, tmp_path)
+    other = network(1)
+    fresh = torch.optim.AdamW(other.parameters())
+    with pytest.raises(StateError):
+        load_state({"model": other, "optimizer": fresh, "nope": 1}, tmp_path)
+    assert not fresh.state
+    assert_same(other.state_dict(), network(1).state_dict())
+
+
+def test_an_empty_group_and_several_optimizers_of_one_model(tmp_path):
+    def make(seed):
+        model = network(seed)
+        return model, [
+            torch.optim.Adam([{"params": model[0].parameters(), "lr": 0.5}, {"params": []}]),
+            torch.optim.SGD(model[2].parameters(), lr=0.1, momentum=0.9),
+        ]
+
+    model, optimizers = make(0)
+    model(torch.randn(5, 3)).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    save_state({"model": model, "optimizers": optimizers}, tmp_path)
+    other, fresh = make(1)
+    load_state({"model": other, "optimizers": fresh}, tmp_path)
+    for ours, theirs in zip(optimizers, fresh, strict=True):
+        assert_same(ours.state_dict(), theirs.state_dict())
+
+
+def test_a_module_that_gives_copies_of_its_tensors_is_loaded_by_its_own_hooks(tmp_path):
+    class Scaled(nn.Linear):
+        def state_dict(self, *args, **kwargs):
+            state = super().state_dict(*args, **kwargs)
+            return {key: value.clone() for key, value in state.items()}
+
+    model, other = Scaled(2, 2), Scaled(2, 2)
+    called = []
+    other.register_load_state_dict_post_hook(lambda *_: called.append(1))
+    save_state({"model": model}, tmp_path)
+    load_state({"model": other}, tmp_path)
+    assert torch.equal(model.weight, other.weight)
+    assert called
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({"tensor": torch.zeros(5, dtype=torch.int64)}, "int64 here and float32 there"),
+        ({"model": nn.Linear(3, 4, device="meta")}, "to_empty"),
+    ],
+)
+def test_numbers_that_would_become_others_and_tensors_without_memory(tmp_path, state, text):
+    save_state({"tensor": torch.ones(5), "model": nn.Linear(3, 4)}, tmp_path)
+    with pytest.raises(StateError, match=text):
+        load_state(state, tmp_path)
+
+
+def test_precision_may_change(tmp_path):
+    save_state({"tensor": torch.full((2,), 1.5)}, tmp_path)
+    state = {"tensor": torch.zeros(2, dtype=torch.bfloat16)}
+    load_state(state, tmp_path)
+    assert state["tensor"].tolist() == [1.5, 1.5]

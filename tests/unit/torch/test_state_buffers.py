@@ -27,9 +27,9 @@ def pool():
 
 
 def begin(pool, link, count=1000):
-    wanted = layout(count)
-    buffer = pool.take(wanted.size_bytes)
-    buffer.begin(wanted, link, pin=False)
+    buffer = pool.fill(layout(count), link, pin=False)
+    if buffer is not None:
+        buffer.end()
     return buffer
 
 
@@ -54,9 +54,9 @@ def test_a_reader_holds_it_until_its_last_descriptor_is_closed(pool, tmp_path):
     copy = os.dup(descriptor)
     (tmp_path / "link").unlink()
     os.close(descriptor)
-    assert not first.is_free()
+    assert not first.claim()
     os.close(copy)
-    assert first.is_free()
+    assert first.claim()
 
 
 def test_it_takes_the_size_of_each_file(pool, tmp_path):
@@ -70,8 +70,45 @@ def test_there_is_none_where_memory_is_short(pool, tmp_path, monkeypatch):
     begin(pool, tmp_path / "link", 1000)
     (tmp_path / "link").unlink()
     monkeypatch.setattr(buffers, "available_bytes", lambda: 1000)
-    assert pool.take(layout(1000).size_bytes) is not None  # it has this one
-    assert pool.take(layout(2000).size_bytes) is None
+    assert begin(pool, tmp_path / "link", 2000) is None
+    assert begin(pool, tmp_path / "link", 1000) is not None  # it has this one
+    assert begin(pool, tmp_path / "other", 1000) is None
+
+
+def test_the_workers_of_a_node_share_the_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(buffers, "available_bytes", lambda: 8000)
+    alone, shared = buffers.BufferPool(), buffers.BufferPool(num_sharing=4)
+    assert begin(alone, tmp_path / "a", 1000) is not None
+    assert begin(shared, tmp_path / "b", 1000) is None
+    alone.close()
+    shared.close()
+
+
+def test_there_is_none_where_the_system_refuses_or_too_many_directories_are_kept(pool, tmp_path, monkeypatch):
+    for number in range(20):
+        begin(pool, tmp_path / f"{number}", 10)
+    assert sum((tmp_path / f"{number}").is_symlink() for number in range(20)) == buffers._MOST_BUFFERS
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert buffers.BufferPool().fill(layout(), tmp_path / "refused", pin=False) is None
+
+
+def test_an_older_link_leads_nowhere_and_a_reader_waits_for_the_end(pool, tmp_path):
+    first = begin(pool, tmp_path / "link")
+    os.rename(tmp_path / "link", tmp_path / "moved")
+    buffer = pool.fill(layout(), tmp_path / "link", pin=False)
+    assert buffer is first
+    assert not (tmp_path / "moved").exists()
+    descriptor = os.open(tmp_path / "link", os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    buffer.end()
+    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    os.close(descriptor)
+    assert (tmp_path / "link").lstat().st_mtime_ns == (tmp_path / "link").stat().st_mtime_ns
 
 
 def test_files_are_aligned_and_whole():

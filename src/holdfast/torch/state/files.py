@@ -63,14 +63,21 @@ class FileLayout:
     size_bytes: int
 
 
+def is_sharded_tensor(tensor: object) -> bool:
+    """Whether it is a `ShardedTensor` of the old FSDP, which answers few questions about itself."""
+    return hasattr(type(tensor), "local_shards")
+
+
 def check_dtype(tensor: torch.Tensor, where: str) -> None:
     """Refuses what the format has no name for.
 
     Raises:
         StateError: The tensor is quantized, sparse, complex128, or the like.
     """
-    if hasattr(type(tensor), "local_shards"):  # a ShardedTensor, of the old FSDP, which answers no such questions
+    if is_sharded_tensor(tensor):
         return
+    if tensor.is_meta:
+        raise StateError(f"save_state: the tensor {where!r} is on the meta device and has no values")
     if tensor.dtype in _NAMES and tensor.layout == torch.strided and not tensor.is_quantized:
         return
     kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")

@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import FormatError, StateError
-from holdfast.torch.state.save import FLAT
+from holdfast.torch.state.files import is_sharded_tensor
+from holdfast.torch.state.optimizers import Restoration
 from holdfast.torch.state.tree import Leaf, leaves
 from holdfast.torch.state.values import decode, tensor_names
 from holdfast.torch.state.writer import DIRECTORY, FORMAT_VERSION, VALUES
@@ -38,7 +33,7 @@ def load_state(state: MutableMapping[str, Any], checkpoint: Checkpoint | str | o
 
     Modules, optimizers and tensors are filled in place, each rank reading its own parts only; objects get
     `load_state_dict`; plain values are replaced in their dict or list. The state may have fewer keys than was saved: then only
-    those are loaded. Ranks need not call it together.
+    those are loaded. Ranks need not call it together, but for the old FSDP (`FullyShardedDataParallel`).
 
         >>> state = {"model": model, "optimizer": optimizer, "epoch": 0}
         >>> if checkpoint := get_checkpoint():
@@ -90,7 +85,8 @@ class _Saved:
                 f"The state in {where!r} lacks {', '.join(missing)}; every rank must report the directory that it saved into"
             )
         self.leaves: dict[str, dict[str, Any]] = document["leaves"]
-        self._reader = _Reader(str(directory))
+        _check_links(directory, document["files"], where)
+        self._reader = _Reader(str(directory), document["files"])
         self._metadata = self._reader.read_metadata()
 
     @property
@@ -131,6 +127,11 @@ class _Saved:
         Raises:
             StateError: There are some.
         """
+        plain = {name: tensor for name, tensor in wanted.items() if not is_sharded_tensor(tensor)}
+        if unreal := [name for name, tensor in plain.items() if tensor.is_meta]:
+            raise StateError(
+                f"load_state: {_listed(unreal)} on the meta device; give memory first: module.to_empty(device=...)"
+            )
         if missing := [name for name in wanted if name not in self.names]:
             raise StateError(f"load_state: {self.where!r} has no {_listed(missing)}")
         different = [
@@ -138,10 +139,15 @@ class _Saved:
             for name, tensor in wanted.items()
             if tuple(tensor.size()) != tuple(self.names[name].size)
         ]
+        different += [
+            f"{name!r} is {_type_text(tensor)} here and {_type_text(self.names[name].properties)} there"
+            for name, tensor in plain.items()
+            if name in self.names and _loses(self.names[name].properties.dtype, tensor.dtype)
+        ]
         if different:
             more = f"; and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
             raise StateError(
-                f"load_state: shapes differ from those in {self.where!r}: {'; '.join(different[:_NAMED])}{more}"
+                f"load_state: other shapes or types than in {self.where!r}: {'; '.join(different[:_NAMED])}{more}"
             )
 
     def read(self, wanted: dict[str, Any]) -> None:
@@ -156,15 +162,30 @@ class _Saved:
 
 
 class _Reader(HuggingFaceStorageReader):
-    """Torch's reader, which looks at the files' headers once."""
+    """Torch's reader, which looks at the files' headers once, and at those of this state alone."""
 
-    _known: Metadata | None = None
+    def __init__(self, path: str, files: Sequence[str]) -> None:
+        super().__init__(path)
+        self._known: Metadata | None = None
+        self.fs = _Listed([f"{path}/{name}" for name in files])
 
     def read_metadata(self) -> Metadata:
         """The tensors in all files."""
         if self._known is None:
             self._known = super().read_metadata()
         return self._known
+
+
+class _Listed(FileSystem):
+    """A directory that holds no more than it should."""
+
+    def __init__(self, files: list[str]) -> None:
+        super().__init__()
+        self._files = files
+
+    def ls(self, path: str | os.PathLike[str]) -> list[str]:
+        """The files."""
+        return self._files
 
 
 class _Target:
@@ -193,7 +214,6 @@ class _ModuleTarget(_Target):
         super().__init__(leaf)
         self._plain = saved.leaf(leaf.path, "module")
         self._state = get_model_state_dict(leaf.value)
-        self._saved = saved
         for key, value in self._state.items():
             if isinstance(value, torch.Tensor):
                 self.tensors[f"{leaf.path}/{key}"] = value
@@ -203,10 +223,7 @@ class _ModuleTarget(_Target):
             self.tensors[name] = saved.empty(name)
 
     def finish(self, loaded: dict[str, Any]) -> None:
-        # The state dict of the old FSDP is a copy; that of everything else is the parameters themselves.
-        is_copy = any(isinstance(module, FullyShardedDataParallel) for module in self.leaf.value.modules())
-        if not is_copy and not self._plain:
-            return
+        # Also where the tensors are the parameters themselves: a module may give copies, and may have hooks.
         for key, value in self._state.items():
             name = f"{self.leaf.path}/{key}"
             if isinstance(value, torch.Tensor):
@@ -220,35 +237,20 @@ class _OptimizerTarget(_Target):
     def __init__(self, leaf: Leaf, saved: _Saved) -> None:
         super().__init__(leaf)
         assert leaf.module is not None
-        self._module = leaf.module
         self._plain = saved.leaf(leaf.path, "optimizer")
-        # Gives a fresh optimizer the state of one that has made a step, to be filled.
-        self._state = get_optimizer_state_dict(self._module, leaf.value, options=FLAT)
-        self._untouched = _untouched(leaf, self._module, saved)
-        prefixes = tuple(f"state.{name}." for name in self._untouched)
-        self._state = {key: value for key, value in self._state.items() if not key.startswith(prefixes)}
-        for key, value in self._state.items():
-            if isinstance(value, torch.Tensor):
-                self.tensors[f"{leaf.path}/{key}"] = value
-        for name in tensor_names(list(self._plain.values())):
-            self.tensors[name] = saved.empty(name)
+        inside = set(tensor_names(list(self._plain.values())))
+        prefix = f"{leaf.path}/"
+        own = {name: form for name, form in saved.names.items() if name.startswith(prefix) and name not in inside}
+        flat = {name.removeprefix(prefix): form for name, form in own.items()}
+        self._restoration = Restoration(leaf.module, leaf.value, flat)
+        self.tensors = {f"{prefix}{key}": tensor for key, tensor in self._restoration.tensors.items()}
+        self.tensors |= {name: saved.empty(name) for name in inside}
 
     def finish(self, loaded: dict[str, Any]) -> None:
-        optimizer = self.leaf.value
-        state = {}
-        for key, value in self._state.items():
-            name = f"{self.leaf.path}/{key}"
-            if isinstance(value, torch.Tensor):
-                state[key] = loaded[name]
-            else:
-                # An option that this version of the optimizer has and the one that was saved had not stays as it is.
-                state[key] = decode(self._plain[key], name, loaded.__getitem__) if key in self._plain else value
-        for parameter in self._untouched.values():
-            optimizer.state.pop(parameter, None)
-        set_optimizer_state_dict(self._module, optimizer, state, options=FLAT)
-        # Torch leaves empty entries for parameters without a state.
-        for parameter in [parameter for parameter, entry in optimizer.state.items() if not entry]:
-            del optimizer.state[parameter]
+        prefix = f"{self.leaf.path}/"
+        values = {key: decode(node, prefix + key, loaded.__getitem__) for key, node in self._plain.items()}
+        values |= {key: loaded[prefix + key] for key in self._restoration.tensors}
+        self._restoration.finish(values)
 
 
 class _ValueTarget(_Target):
@@ -281,20 +283,23 @@ def _target(leaf: Leaf, saved: _Saved) -> _Target:
             return _ValueTarget(leaf, saved)
 
 
-def _untouched(leaf: Leaf, module: nn.Module, saved: _Saved) -> dict[str, nn.Parameter]:
-    """The parameters of an optimizer that had no state when it was saved, because no step had touched them, by name."""
-    if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
-        return {}  # its optimizer knows flat parameters alone
-    prefix = f"{leaf.path}/state."
-    names = [name.removeprefix(prefix) for name in saved.names if name.startswith(prefix)]
-    touched = {name[:at] for name in names for at, char in enumerate(name) if char == "."}
-    groups: Any = get_optimizer_state_dict(module, leaf.value)["param_groups"]
-    return {
-        name: parameter
-        for named, group in zip(groups, leaf.value.param_groups, strict=True)
-        for name, parameter in zip(named["params"], group["params"], strict=True)
-        if touched and name not in touched
-    }
+def _loses(saved: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether numbers would become something else than numbers of less precision."""
+    return (saved.is_complex and not wanted.is_complex) or (
+        saved.is_floating_point and not wanted.is_floating_point and not wanted.is_complex
+    )
+
+
+def _type_text(typed: Any) -> str:
+    return str(typed.dtype).removeprefix("torch.")
+
+
+def _check_links(directory: Path, files: Sequence[str], where: str) -> None:
+    """Refuses memory that by now holds something else than what was saved here; see `buffers`."""
+    for name in files:
+        path = directory / name
+        if path.is_symlink() and path.lstat().st_mtime_ns != path.stat().st_mtime_ns:
+            raise StateError(f"load_state: {where!r} was saved into memory that is used for something else by now")
 
 
 def _listed(names: Sequence[str]) -> str:

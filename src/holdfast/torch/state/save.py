@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -11,19 +12,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from holdfast.errors import HoldfastError, StateError, StorageError
 from holdfast.torch.state import buffers
 from holdfast.torch.state.files import check_dtype
+from holdfast.torch.state.optimizers import gather, parameter_names
 from holdfast.torch.state.tree import Leaf, leaves
 from holdfast.torch.state.values import encode
 from holdfast.torch.state.writer import Planner, ShardWriter, Values
 from holdfast.worker import context
 from holdfast.worker.staging_directory import is_staging
-
-FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def save_state(
@@ -48,8 +48,9 @@ def save_state(
 
     Args:
         directory: Made if it is not there. The files lie in its `state`: `rank-00000.safetensors` and so on, and `values.json`.
-        in_memory: Whether to use such memory; False writes files. By default it does on Linux, in a worker, unless the
-            directory lies in the run's own (where files stay). Where memory is short, files are written all the same.
+        in_memory: Whether to use such memory; False writes files. By default it is used on Linux, in a worker, for a
+            `staging_directory` and for what lies where temporary files go; elsewhere files are meant to stay. Where memory is short,
+            files are written all the same.
 
     Raises:
         StateError: The state holds what cannot be saved, or an optimizer without its module; the text names the key.
@@ -61,30 +62,43 @@ def save_state(
         gathered.add(leaf)
     path = Path(directory).absolute()
     is_group = dist.is_available() and dist.is_initialized()
-    writer = ShardWriter(path, dist.get_rank() if is_group else _worker_rank(), _pool(path, in_memory))
+    if not is_group and context.is_inside() and context.get_context().get_world_size() > 1:
+        raise StateError(
+            "save_state: these workers have no process group, which tells who saves what; use TorchTrainer, or call "
+            "torch.distributed.init_process_group() first"
+        )
+    writer = ShardWriter(path, dist.get_rank() if is_group else 0, _pool(path, in_memory))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             save(
                 gathered.tensors,
                 storage_writer=writer,
-                planner=Planner(gathered.values),
+                planner=Planner(gathered.values, gathered.loose),
                 no_dist=not is_group,
             )
     except CheckpointException as error:
         raise _failure(error) from error
     except OSError as error:
         raise StorageError(f"save_state could not write to {str(path)!r}: {error}") from error
-    if writer.has_written and context.is_inside():
-        context.current("save_state()").saved_into = str(path)
+    if writer.written and context.is_inside():
+        state_of_worker = context.current("save_state()")
+        state_of_worker.saved_into, state_of_worker.saved_files = str(path), tuple(writer.written)
 
 
 class _Gathered:
-    """What is to be saved: tensors by name, and plain values by leaf."""
+    """What is to be saved.
+
+    Attributes:
+        tensors: By name.
+        values: The plain ones, by leaf.
+        loose: The names of tensors that may differ from rank to rank.
+    """
 
     def __init__(self) -> None:
         self.tensors: dict[str, Any] = {}
         self.values: Values = {}
+        self.loose: set[str] = set()
 
     def add(self, leaf: Leaf) -> None:
         """Takes a leaf's parts.
@@ -94,17 +108,21 @@ class _Gathered:
         """
         match leaf.kind:
             case "module":
-                value: Any = self._parts(leaf, get_model_state_dict(leaf.value))
+                parameters = set(parameter_names(leaf.value).values())
+                state = get_model_state_dict(leaf.value)
+                value: Any = self._parts(leaf, state)
+                self.loose.update(f"{leaf.path}/{key}" for key in state if key not in parameters)
             case "optimizer":
                 assert leaf.module is not None
-                value = self._parts(leaf, get_optimizer_state_dict(leaf.module, leaf.value, options=FLAT))
+                value = self._parts(leaf, gather(leaf.module, leaf.value))
             case "tensor":
                 self._take(leaf.path, leaf.value)
+                self.loose.add(leaf.path)
                 return
             case "stateful":
-                value = encode(leaf.value.state_dict(), leaf.path, self._take)
+                value = encode(leaf.value.state_dict(), leaf.path, self._take_loose)
             case "plain":
-                value = encode(leaf.value, leaf.path, self._take)
+                value = encode(leaf.value, leaf.path, self._take_loose)
         self.values[leaf.path] = {"kind": leaf.kind, "value": value}
 
     def _parts(self, leaf: Leaf, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +132,7 @@ class _Gathered:
             if isinstance(value, torch.Tensor):
                 self._take(name, value)
             else:
-                plain[key] = encode(value, name, self._take)
+                plain[key] = encode(value, name, self._take_loose)
         return plain
 
     def _take(self, name: str, tensor: torch.Tensor) -> str:
@@ -124,6 +142,10 @@ class _Gathered:
         self.tensors[name] = tensor
         return name
 
+    def _take_loose(self, name: str, tensor: torch.Tensor) -> str:
+        self.loose.add(name)
+        return self._take(name, tensor)
+
 
 def _pool(directory: Path, in_memory: bool | None) -> buffers.BufferPool | None:
     if not context.is_inside() or not buffers.is_possible() or in_memory is False:
@@ -131,19 +153,18 @@ def _pool(directory: Path, in_memory: bool | None) -> buffers.BufferPool | None:
             raise StateError("save_state(in_memory=True) works only inside a training function, and on Linux")
         return None
     state = context.current("save_state()")
+    # Elsewhere whoever saves may mean the files to stay, which memory does not.
+    temporary = os.path.realpath(tempfile.gettempdir())
+    is_temporary = os.path.realpath(directory).startswith(f"{temporary}/") or is_staging(state, str(directory))
     run = os.path.realpath(state.job.run_url)
-    place = os.path.realpath(directory)
-    if in_memory is None and place.startswith(f"{run}/") and not is_staging(state, str(directory)):
-        return None
-    return buffers.pool_of(state)
-
-
-def _worker_rank() -> int:
-    return context.get_context().get_world_rank() if context.is_inside() else 0
+    is_in_run = os.path.realpath(directory).startswith(f"{run}/") and not is_staging(state, str(directory))
+    return buffers.pool_of(state) if in_memory or (is_temporary and not is_in_run) else None
 
 
 def _failure(error: CheckpointException) -> HoldfastError:
     rank, (cause, _) = min(error.failures.items())
+    if not isinstance(cause, Exception):  # Ctrl-C
+        raise cause
     if isinstance(cause, HoldfastError):
         return type(cause)(f"on rank {rank}: {cause}") if type(cause) is StateError else StorageError(str(cause))
     kind = StorageError if isinstance(cause, OSError) else StateError

@@ -97,6 +97,7 @@ def _with_module(leaf: Leaf, modules: list[nn.Module], caller: str) -> Leaf:
         if own <= {id(parameter) for parameter in module.parameters()}:
             return Leaf(leaf.path, leaf.kind, leaf.value, leaf.container, leaf.key, module)
     raise StateError(
-        f"{caller}: the optimizer {leaf.path!r} trains parameters that no module in the state has; pass the model beside it, "
-        "as {'model': model, 'optimizer': optimizer}: its names tell which value belongs to which parameter"
+        f"{caller}: the optimizer {leaf.path!r} trains parameters that no single module in the state has; pass the model beside "
+        "it, as {'model': model, 'optimizer': optimizer}, several as one nn.ModuleDict: its names tell which value belongs to "
+        "which parameter"
     )

@@ -1,5 +1,7 @@
 """Plain values as JSON that comes back as it was: tuples, sets, bytes, NaN, dicts with numbers for keys.
 
+A class that derives from one of them (a named tuple, a `defaultdict`) comes back as what it derives from.
+
 What JSON has no form for is an object with one key that begins with `$`. Tensors inside are left to the caller: they
 become `{"$tensor": name}`.
 """
@@ -145,6 +147,6 @@ def _encode_scalar(value: Any, where: str) -> Any:
 
 def _tensor_of(array: np.ndarray[Any, Any], where: str) -> torch.Tensor:
     try:
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(array.copy(order="C"))
     except TypeError as error:
         raise StateError(f"save_state: {where!r} is an array of {array.dtype}, which no tensor can hold") from error

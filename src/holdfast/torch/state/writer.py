@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
+from holdfast.errors import StateError
 from holdfast.torch.state.buffers import BufferPool
 from holdfast.torch.state.files import SUFFIX, FileLayout, Piece, lay_out
 
@@ -32,29 +33,37 @@ _JOINED = ("module", "optimizer")
 
 
 class Planner(DefaultSavePlanner):
-    """Torch's own plan, with each rank's plain values on board: the coordinator joins and writes them."""
+    """Torch's own plan, with each rank's plain values on board: the coordinator joins and writes them.
 
-    def __init__(self, values: Values) -> None:
+    Args:
+        loose: The names of tensors that may differ from rank to rank although all have them, such as the running means of
+            DDP: the lowest rank's are written, so that they fit each other. What else several ranks have is equal, and
+            torch divides it among them.
+    """
+
+    def __init__(self, values: Values, loose: Collection[str]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._values = values
+        self._loose = loose
 
     def create_local_plan(self) -> SavePlan:
         """What this rank could write."""
-        return dataclasses.replace(super().create_local_plan(), planner_data=self._values)
+        return dataclasses.replace(super().create_local_plan(), planner_data=(self._values, frozenset(self._loose)))
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
         """What each rank is to write: what several have is written by one."""
-        plans, metadata = super().create_global_plan(all_plans)
+        values = _join([plan.planner_data[0] for plan in all_plans])
+        plans, metadata = super().create_global_plan(_without_copies(all_plans))
         # The plans need not carry them back.
         plans = [dataclasses.replace(plan, planner_data=None) for plan in plans]
-        return plans, dataclasses.replace(metadata, planner_data=_join([plan.planner_data for plan in all_plans]))
+        return plans, dataclasses.replace(metadata, planner_data=values)
 
 
 class ShardWriter(StorageWriter):
     """Writes this rank's pieces to `<directory>/state/rank-00000.safetensors`, and on the coordinator the plain values.
 
     Attributes:
-        has_written: Whether this rank had anything to write.
+        written: The files that this rank wrote, below the directory.
 
     Args:
         directory: What will be reported.
@@ -66,7 +75,7 @@ class ShardWriter(StorageWriter):
         self._directory = directory / DIRECTORY
         self._rank = rank
         self._pool = pool
-        self.has_written = False
+        self.written: list[str] = []
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing is kept from one save to the next."""
@@ -93,7 +102,7 @@ class ShardWriter(StorageWriter):
             layout = lay_out([_piece(item) for item in items])
             tensors = {item.index.fqn: _resolve(planner, item) for item in items}
             _write(layout, tensors, self._directory / name, self._pool)
-            self.has_written = True
+            self.written.append(f"{DIRECTORY}/{name}")
             results.extend(WriteResult(item.index, _size_bytes(item), name) for item in items)
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
@@ -102,6 +111,10 @@ class ShardWriter(StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Writes the plain values, on the coordinator; before it there is no state in the directory."""
         files = sorted({result.storage_data for of_rank in results for result in of_rank})
+        # In a directory that all ranks share, an earlier save may have had more of them.
+        for old in self._directory.glob(f"rank-*{SUFFIX}"):
+            if old.name not in files:
+                old.unlink()
         document = {"format_version": FORMAT_VERSION, "files": files, "leaves": metadata.planner_data}
         (self._directory / VALUES).write_text(json.dumps(document, separators=(",", ":")))
 
@@ -111,12 +124,30 @@ class ShardWriter(StorageWriter):
         return True
 
 
+def _without_copies(plans: Sequence[SavePlan]) -> list[SavePlan]:
+    """The plans without what a lower rank writes of the loose tensors."""
+    seen: set[str] = set()
+    left = []
+    for plan in plans:
+        # What is sharded is whole only with every rank's part of it.
+        loose = {item.index.fqn for item in plan.items if item.type is WriteItemType.TENSOR} & plan.planner_data[1]
+        items = [item for item in plan.items if item.index.fqn not in loose or item.index.fqn not in seen]
+        seen |= loose
+        left.append(dataclasses.replace(plan, items=items))
+    return left
+
+
 def _join(of_ranks: Sequence[Values]) -> Values:
     joined: Values = {}
     for values in of_ranks:
         for path, leaf in values.items():
             known = joined.setdefault(path, leaf)
-            if known is not leaf and known["kind"] == leaf["kind"] and leaf["kind"] in _JOINED:
+            if known["kind"] != leaf["kind"]:
+                raise StateError(
+                    f"save_state: {path!r} is a {known['kind']} on one rank and a {leaf['kind']} on another; give each rank's "
+                    "own a key of its own"
+                )
+            if known is not leaf and leaf["kind"] in _JOINED:
                 joined[path] = {"kind": leaf["kind"], "value": {**leaf["value"], **known["value"]}}
     return joined
 
@@ -144,7 +175,7 @@ def _piece(item: WriteItem) -> Piece:
 def _resolve(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
     tensor = planner.resolve_data(item)
     assert isinstance(tensor, torch.Tensor)
-    return tensor.detach()
+    return tensor.detach().resolve_conj().resolve_neg()
 
 
 def _size_bytes(item: WriteItem) -> int:
@@ -152,14 +183,13 @@ def _size_bytes(item: WriteItem) -> int:
 
 
 def _write(layout: FileLayout, tensors: dict[str, torch.Tensor], path: Path, pool: BufferPool | None) -> None:
-    buffer = pool.take(layout.size_bytes) if pool is not None else None
+    on_gpu = [tensor for tensor in tensors.values() if tensor.is_cuda]
+    buffer = pool.fill(layout, path, pin=bool(on_gpu)) if pool is not None else None
     if buffer is None:
         if pool is not None:
-            _LOG.warning("memory is short: save_state writes %.1f GB to %s instead", layout.size_bytes / 1e9, path)
+            _LOG.warning("no memory is free for it: save_state writes %.1f GB to %s", layout.size_bytes / 1e9, path)
         _write_file(layout, tensors, path)
         return
-    on_gpu = [tensor for tensor in tensors.values() if tensor.is_cuda]
-    buffer.begin(layout, path, pin=bool(on_gpu))
     for piece, offset in layout.places:
         if piece.size_bytes:
             target = buffer.tensor(piece.dtype, piece.shape, offset)
