@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -327,6 +328,10 @@ class ValidationConfig:
     def __post_init__(self) -> None:
         if not callable(self.fn):
             raise ConfigurationError(f"ValidationConfig.fn must be a function, not {self.fn!r}")
+        if inspect.iscoroutinefunction(self.fn) or inspect.isgeneratorfunction(self.fn):
+            raise ConfigurationError(
+                "ValidationConfig.fn must be a plain function: a coroutine or generator is not run"
+            )
         if self.task_config is not None and not isinstance(self.task_config, ValidationTaskConfig):
             raise ConfigurationError(
                 f"ValidationConfig.task_config must be a ValidationTaskConfig, not {self.task_config!r}"

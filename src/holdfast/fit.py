@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import msgspec
 
-from holdfast.config import CheckpointConfig, ScalingConfig, ValidationTaskConfig
+from holdfast.config import CheckpointConfig, ScalingConfig
 from holdfast.controller.attempt import Limits
 from holdfast.controller.controller import Controller, Outcome
 from holdfast.controller.failure import signal_name, summarise
@@ -30,7 +30,7 @@ from holdfast.persistence.writer import RunWriter
 from holdfast.result import Result
 from holdfast.worker import protocol
 from holdfast.worker.backend import BackendConfig
-from holdfast.worker.shipping import pack
+from holdfast.worker.validation import pack_defaults, pack_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,8 @@ class Fit:
         self._in_process = trainer.scaling_config.num_workers == 0
         validation = trainer.validation_config
         # Packed before anything starts: a function that cannot travel is told of at once.
-        self._validation = pack(validation.fn, None, BackendConfig()) if validation is not None else None
+        self._validation = pack_function(validation) if validation is not None else None
+        self._validation_defaults = pack_defaults(validation) if validation is not None else None
         self._beside: LocalEngine | None = None
 
     def run(self) -> Result:
@@ -159,13 +160,11 @@ class Fit:
     def _make_validations(
         self, reactor: Reactor, writer: RunWriter
     ) -> Callable[[Callable[[], None]], Validations] | None:
-        config, beside, function = self._trainer.validation_config, self._beside, self._validation
-        if config is None or beside is None or function is None:
+        beside, function, defaults = self._beside, self._validation, self._validation_defaults
+        if beside is None or function is None or defaults is None:
             return None
-        task = config.task_config or ValidationTaskConfig()
-        defaults = protocol.ValidationTask(cloudpickle.dumps(dict(task.fn_kwargs or {})), task.timeout_s)
 
-        def start(name: str, payload: bytes, listener: Listener) -> WorkerGroup:
+        def start(name: str, payload: bytes, listener: Listener) -> WorkerGroup | None:
             job = msgspec.structs.replace(self._make_job(0, 1, writer.first_attempt, 0, name), payload=payload)
             return beside.start_beside(
                 reactor,
@@ -182,6 +181,7 @@ class Fit:
                 self._progress,
                 function=function,
                 defaults=defaults,
+                score=self._config.checkpoint_config.checkpoint_score_attribute,
                 start=start,
                 settled=settled,
             )

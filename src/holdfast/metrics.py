@@ -59,12 +59,20 @@ def encode_metrics(metrics: Mapping[str, Any]) -> bytes:
 
 
 def merge_metrics(metrics: bytes | msgspec.Raw, more: bytes | msgspec.Raw) -> msgspec.Raw:
-    """Stored metrics with others added; of two of one name those of `more` hold.
+    """Stored metrics with others added, in nested ones too; of two of one name those of `more` hold.
 
     Raises:
         FormatError: One is no stored metrics.
     """
-    return msgspec.Raw(encode_metrics(decode_metrics(metrics) | decode_metrics(more)))
+    return msgspec.Raw(encode_metrics(_merged(decode_metrics(metrics), decode_metrics(more))))
+
+
+def _merged(metrics: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(metrics)
+    for key, value in more.items():
+        known = merged.get(key)
+        merged[key] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def decode_metrics(data: bytes | msgspec.Raw) -> dict[str, Any]:

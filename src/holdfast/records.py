@@ -193,6 +193,7 @@ class Note(Record, frozen=True):
         pinned: Retention must not delete it.
         validation: `pending`, `validated`, `failed` or `timeout`; None where none was asked for.
         validation_metrics: Stored JSON that joins the checkpoint's metrics; `null` where there is none.
+        validation_error: Why there is none, for a person.
     """
 
     id: str = ""
@@ -201,6 +202,7 @@ class Note(Record, frozen=True):
     pinned: bool = False
     validation: str | None = None
     validation_metrics: msgspec.Raw = msgspec.Raw(b"null")
+    validation_error: str | None = None
 
 
 class ReportLine(Record, frozen=True):

@@ -91,7 +91,7 @@ class RunStorage(RuleBasedStateMachine):
         resumed = self.writer.pending_validations()
         assert {checkpoint.report_index for checkpoint in resumed} <= self.pending
         for checkpoint in resumed:
-            self.writer.begin_validation(checkpoint)
+            self.writer.hold_for_validation(checkpoint)
         self.pending = {checkpoint.report_index for checkpoint in resumed}
         self.has_reported = False
 
@@ -109,11 +109,12 @@ class RunStorage(RuleBasedStateMachine):
         index = max(self.reports, default=0) + 1
         metrics = {} if score is None else {"score": score}
         files = {"f": b"%d" % index * 9, "d/g": b""}
-        committed = report(self.writer, self.root / "source", files, metrics, index=index)
+        source = self.root / "source"
+        committed = report(self.writer, source, files, metrics, index=index, validates=validates)
         self.reports.append(index)
         self.has_reported = True
         if validates:
-            self.writer.begin_validation(committed)
+            self.writer.hold_for_validation(committed)
             self.pending.add(index)
         self._retain([*self.kept, _Entry(index, score)])
 

@@ -45,6 +45,7 @@ def report(
     index: int | None = None,
     name: str | None = None,
     adopt: bool = False,
+    validates: bool = False,
 ) -> CommittedCheckpoint:
     """One report with a checkpoint, from the files of one rank, or of several."""
     shards = [files] if isinstance(files, Mapping) else files
@@ -58,7 +59,9 @@ def report(
             write_files(root, contents)
             receipts.append(checkpoint.store_shard(stage(root, rank, adopt=adopt, remove=adopt)).result())
         attempt = writer.first_attempt
-        committed = checkpoint.commit(receipts, metrics=encoded, world_size=len(shards), attempt=attempt)
+        committed = checkpoint.commit(
+            receipts, metrics=encoded, world_size=len(shards), attempt=attempt, validates=validates
+        )
     except BaseException:
         checkpoint.abort()
         raise

@@ -15,7 +15,7 @@ from holdfast.controller.lateness import LateWatch
 from holdfast.controller.listings import Listings
 from holdfast.controller.meetings import Meeting, Meetings
 from holdfast.controller.room import Room
-from holdfast.controller.rounds import Bounds, Rounds
+from holdfast.controller.rounds import Bounds, Rounds, wish_of
 from holdfast.errors import HoldfastError, StorageError
 from holdfast.worker import protocol
 from holdfast.worker.answers import error_of
@@ -229,8 +229,8 @@ class Attempt:
         for rank in told:
             self._tell(rank, protocol.Settled(first.index, name))
         if checkpoint is not None and self._validations is not None:
-            asked = [_report(meeting, rank).validation for rank in range(self.world_size)]
-            if (task := next((each for each in asked if each is not None), None)) is not None:
+            task = wish_of(meeting)
+            if task is not None:
                 self._validations.add(checkpoint, task)
         metrics = [_report(meeting, rank).metrics for rank in range(self.world_size)]
         self._after_report(first.index, metrics, checkpoint, time.monotonic() - meeting.since)

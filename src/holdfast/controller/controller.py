@@ -112,12 +112,17 @@ class Controller:
         """
         validations = self._validations
         if validations is None:
+            if pending := self._writer.pending_validations():
+                self._observer.message(
+                    f"{len(pending)} checkpoints of this run wait for a validation, and this trainer has no validation_config: "
+                    "nobody validates them, and retention takes them as they are"
+                )
             return self._run_attempts()
         try:
             validations.resume()
             outcome = self._run_attempts()
             if outcome.succeeded and not validations.idle:
-                self._observer.message(f"waiting for the validation of {', '.join(validations.waiting)}")
+                self._observer.message(f"training is over; waiting for the validation of {validations.summary()}")
                 self._reactor.run_until(lambda: validations.idle or outcome.signum is not None)
         finally:
             validations.close()

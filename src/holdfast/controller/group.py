@@ -17,10 +17,12 @@ class Exit:
     Attributes:
         code: Its exit code, or minus the signal's number.
         detail: More for a person (out of memory, last lines of output), may be empty.
+        is_lost: It ended with the process that had started it, whatever it was doing.
     """
 
     code: int
     detail: str = ""
+    is_lost: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ class CheckpointRound:
         self._storing = 0
         self._error: BaseException | None = None
         self._sealed: tuple[bytes, int] | None = None
+        self._validates = False
         self._since = time.monotonic()
 
     @property
@@ -143,9 +144,14 @@ class CheckpointRound:
         if rank in self._awaited:
             self._fail(WorkerDiedError(f"rank {rank} ended while it handed over the files of checkpoint {self.name!r}"))
 
-    def seal(self, metrics: bytes, world_size: int) -> None:
-        """Every rank has come: commit as soon as everything is stored."""
+    def seal(self, metrics: bytes, world_size: int, *, validates: bool) -> None:
+        """Every rank has come: commit as soon as everything is stored.
+
+        Args:
+            validates: The checkpoint is to be validated.
+        """
         self._sealed = (metrics, world_size)
+        self._validates = validates
         if self._error is None and self._checkpoint is not None:
             registered = self._checkpoint.look_at_registered()
             if registered is not None:
@@ -171,7 +177,13 @@ class CheckpointRound:
             checkpoint = self._checkpoint
 
             def commit() -> CommittedCheckpoint:
-                return checkpoint.commit(receipts, metrics=metrics, world_size=world_size, attempt=self._attempt)
+                return checkpoint.commit(
+                    receipts,
+                    metrics=metrics,
+                    world_size=world_size,
+                    attempt=self._attempt,
+                    validates=self._validates,
+                )
 
             self._reactor.when_done(self._writer.submit(commit), lambda done: self._committed(done, ending))
 

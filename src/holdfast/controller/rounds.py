@@ -110,7 +110,7 @@ class Rounds:
             if (error := _missing_part(meeting)) is not None:
                 found[1].cancel(error)
             else:
-                found[1].seal(metrics, world_size)
+                found[1].seal(metrics, world_size, validates=wish_of(meeting) is not None)
         return found is not None
 
     def take(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
@@ -154,6 +154,12 @@ class Rounds:
         self._ended(meeting, checkpoint, error)
         for _, round_ in sorted(self._open.items()):
             round_[1].advance()
+
+
+def wish_of(meeting: Meeting) -> protocol.ValidationTask | None:
+    """How the meeting's checkpoint is to be validated, as the lowest rank that wants it says."""
+    calls = (call for _, call in sorted(meeting.calls.items()) if isinstance(call, protocol.ReportCall))
+    return next((call.validation for call in calls if call.validation is not None), None)
 
 
 def _missing_part(meeting: Meeting) -> ReportError | None:

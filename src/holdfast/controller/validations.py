@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from holdfast.controller.failure import signal_name
 from holdfast.controller.group import Exit, Listener, WorkerGroup
 from holdfast.errors import HoldfastError, WorkerStartError
+from holdfast.metrics import decode_metrics, score_of
 from holdfast.worker import protocol
 from holdfast.worker.validation import pack_validation, unpack_metrics
 
@@ -20,17 +21,29 @@ if TYPE_CHECKING:
     from holdfast.persistence.writer import RunWriter
     from holdfast.records import CommittedCheckpoint
 
-# The name of the checkpoint, what its process runs, who hears of it.
-Start = Callable[[str, bytes, Listener], WorkerGroup]
+# The name of the checkpoint, what its process runs, who hears of it; None where it cannot be started yet.
+Start = Callable[[str, bytes, Listener], WorkerGroup | None]
 
-# The zygote may just be replaced by a new one, which imports for some seconds.
-_START_TRIES = 20
-_START_PAUSE_S = 1.0
+# How often in a row a process may not start, and the pause between.
+_START_TRIES = 5
+_PAUSE_S = 1.0
+# Each that waits holds a checkpoint: told of when so many do, and at each tenfold.
+_MANY = 10
+_NAMED = 3
+
+
+@dataclass
+class _Waiting:
+    """Attributes: trusted: This driver has written the checkpoint, so its bytes need not be compared."""
+
+    checkpoint: CommittedCheckpoint
+    task: protocol.ValidationTask
+    trusted: bool
 
 
 @dataclass
 class _Running:
-    checkpoint: CommittedCheckpoint
+    waiting: _Waiting
     group: WorkerGroup
     timer: Timer | None
     timeout_s: float | None
@@ -43,12 +56,13 @@ class _Running:
 class Validations:
     """The validations of one `fit()`; they belong to the run, and go on while its workers are restarted.
 
-    A checkpoint that waits for its validation is kept whatever retention says. Dying leaves it marked as pending: the
+    A checkpoint that waits for its validation is kept whatever retention says. Dying leaves it noted as pending: the
     next driver validates it.
 
     Args:
         function: As `pack` packed it.
         defaults: Of the arguments and the time limit.
+        score: The metric that ranks checkpoints: a validation that finds no number for it has failed.
         start: Starts a process.
         settled: Called after each.
     """
@@ -61,6 +75,7 @@ class Validations:
         *,
         function: bytes,
         defaults: protocol.ValidationTask,
+        score: str | None,
         start: Start,
         settled: Callable[[], None],
     ) -> None:
@@ -69,37 +84,52 @@ class Validations:
         self._observer = observer
         self._function = function
         self._defaults = defaults
+        self._score = score
         self._start = start
         self._settled = settled
-        self._queue: deque[tuple[CommittedCheckpoint, protocol.ValidationTask]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._running: _Running | None = None
         self._ending: CommittedCheckpoint | None = None
         self._tries = 0
-        self._retry: Timer | None = None
+        self._many = _MANY
+        self._pause: Timer | None = None
         self._stopped = False
 
     def resume(self) -> None:
         """Takes up what an earlier driver did not come to, with the arguments of this one's configuration."""
         for checkpoint in self._writer.pending_validations():
-            self._writer.begin_validation(checkpoint)
-            self._queue.append((checkpoint, protocol.ValidationTask()))
-        self._next()
+            self._add(_Waiting(checkpoint, protocol.ValidationTask(), trusted=False))
 
     def add(self, checkpoint: CommittedCheckpoint, task: protocol.ValidationTask) -> None:
-        """A report asked for it, and its checkpoint is committed."""
-        self._writer.begin_validation(checkpoint)
-        self._queue.append((checkpoint, task))
+        """A report asked for it, and its checkpoint is committed and noted as pending."""
+        self._add(_Waiting(checkpoint, task, trusted=True))
+
+    def _add(self, waiting: _Waiting) -> None:
+        self._writer.hold_for_validation(waiting.checkpoint)
+        self._queue.append(waiting)
+        if len(self._queue) >= self._many:
+            self._many *= 10
+            self._observer.message(
+                f"{len(self._queue)} checkpoints wait for their validation and are kept until then; validate fewer of them, or "
+                "make it quicker"
+            )
         self._next()
 
     @property
     def idle(self) -> bool:
         """Whether none runs or waits."""
-        return not self.waiting
+        return not self._open
 
     @property
     def waiting(self) -> list[str]:
         """The names of the checkpoints that have no outcome, in order."""
         return [checkpoint.name for checkpoint in self._open]
+
+    def summary(self) -> str:
+        """The same for a person, however many they are."""
+        names = self.waiting
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return ", ".join(names[:_NAMED]) + more
 
     def settled_before(self, report: int) -> bool:
         """Whether no checkpoint of an earlier report waits for its outcome."""
@@ -109,15 +139,15 @@ class Validations:
     def _open(self) -> list[CommittedCheckpoint]:
         first = [self._ending] if self._ending is not None else []
         if self._running is not None:
-            first.append(self._running.checkpoint)
-        return first + [checkpoint for checkpoint, _ in self._queue]
+            first.append(self._running.waiting.checkpoint)
+        return first + [waiting.checkpoint for waiting in self._queue]
 
     def close(self) -> None:
         """Ends what runs; it stays pending. Safe to repeat."""
         self._stopped = True
         self._queue.clear()
-        if self._retry is not None:
-            self._retry.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
         running, self._running = self._running, None
         if running is not None:
             if running.timer is not None:
@@ -126,30 +156,43 @@ class Validations:
             running.group.close()
 
     def _next(self) -> None:
-        is_busy = self._running is not None or self._ending is not None or self._retry is not None
+        is_busy = self._running is not None or self._ending is not None or self._pause is not None
         if is_busy or self._stopped or not self._queue:
             return
-        checkpoint, task = self._queue[0]
-        arguments = task.arguments or self._defaults.arguments or b""
-        timeout_s = task.timeout_s if task.timeout_s is not None else self._defaults.timeout_s
+        first = self._queue[0]
+        arguments = first.task.arguments or self._defaults.arguments or b""
+        timeout_s = first.task.timeout_s if first.task.timeout_s is not None else self._defaults.timeout_s
+        payload = pack_validation(self._function, arguments, trusted=first.trusted)
         listener = Listener(self._on_message, self._on_exit, lambda *_: None)
         try:
-            group = self._start(checkpoint.name, pack_validation(self._function, arguments), listener)
-        except WorkerStartError as error:
-            self._tries += 1
-            if self._tries < _START_TRIES:
-                self._retry = self._reactor.after(_START_PAUSE_S, self._again)
-                return
-            self._queue.popleft()
-            self._conclude(checkpoint, "failed", None, f"it could not be started: {error}", 0.0)
+            group = self._start(first.checkpoint.name, payload, listener)
+        except (WorkerStartError, OSError) as error:
+            self._not_started(error)
             return
-        self._tries = 0
+        if group is None:
+            self._try_later()
+            return
         self._queue.popleft()
         timer = self._reactor.after(timeout_s, self._too_late) if timeout_s is not None else None
-        self._running = _Running(checkpoint, group, timer, timeout_s)
+        self._running = _Running(first, group, timer, timeout_s)
+
+    def _not_started(self, error: BaseException) -> None:
+        self._tries += 1
+        if self._tries < _START_TRIES:
+            self._try_later()
+            return
+        self._observer.message(
+            f"validations cannot be started ({error}); {self.summary()} are left to the next fit() of this run"
+        )
+        self._stopped = True
+        self._queue.clear()
+        self._settled()
+
+    def _try_later(self) -> None:
+        self._pause = self._reactor.after(_PAUSE_S, self._again)
 
     def _again(self) -> None:
-        self._retry = None
+        self._pause = None
         self._next()
 
     def _too_late(self) -> None:
@@ -165,7 +208,7 @@ class Validations:
             running.value = message.value
         elif isinstance(message, protocol.Failed):
             running.failure = message.summary
-            self._observer.validation_line(running.checkpoint.name, message.traceback.rstrip(), True)
+            self._observer.validation_line(running.waiting.checkpoint.name, message.traceback.rstrip(), True)
 
     def _on_exit(self, rank: int, ended: Exit) -> None:
         running, self._running = self._running, None
@@ -174,35 +217,39 @@ class Validations:
         if running.timer is not None:
             running.timer.cancel()
         running.group.close()
-        status, metrics, detail = _outcome(running, ended)
-        self._conclude(running.checkpoint, status, metrics, detail, time.monotonic() - running.since_s)
-
-    def _conclude(
-        self, checkpoint: CommittedCheckpoint, status: str, metrics: bytes | None, detail: str, seconds: float
-    ) -> None:
+        if ended.is_lost and not running.is_late:
+            self._queue.appendleft(running.waiting)
+            self._not_started(WorkerStartError(ended.detail))
+            return
+        self._tries = 0
+        checkpoint = running.waiting.checkpoint
+        status, metrics, detail = self._outcome(running, ended)
         if metrics is None:
             self._observer.message(f"the validation of {checkpoint.name} {detail}")
         else:
-            self._observer.validated(checkpoint.name, metrics, seconds)
+            self._observer.validated(checkpoint.name, metrics, time.monotonic() - running.since_s)
         self._ending = checkpoint
-        self._reactor.when_done(self._writer.end_validation(checkpoint, status, metrics), lambda _: self._ended())
+        noted = self._writer.end_validation(checkpoint, status, metrics, error=detail or None)
+        self._reactor.when_done(noted, lambda _: self._ended())
 
     def _ended(self) -> None:
         self._ending = None
         self._settled()
         self._next()
 
-
-def _outcome(running: _Running, ended: Exit) -> tuple[str, bytes | None, str]:
-    """Status, metrics, and for a person what went wrong."""
-    if running.is_late:
-        return "timeout", None, f"was ended after {running.timeout_s:g} s, its time limit"
-    if running.failure is not None:
-        return "failed", None, f"failed: {running.failure}"
-    if running.value is None:
-        what = f"was killed by {signal_name(-ended.code)}" if ended.code < 0 else f"exited with code {ended.code}"
-        return "failed", None, f"failed: its process {what}" + (f" ({ended.detail})" if ended.detail else "")
-    try:
-        return "validated", unpack_metrics(running.value), ""
-    except HoldfastError as error:
-        return "failed", None, f"failed: {error}"
+    def _outcome(self, running: _Running, ended: Exit) -> tuple[str, bytes | None, str]:
+        """Status, metrics, and for a person what went wrong."""
+        if running.is_late:
+            return "timeout", None, f"was ended after {running.timeout_s:g} s, its time limit"
+        if running.failure is not None:
+            return "failed", None, f"failed: {running.failure}"
+        if running.value is None:
+            what = f"was killed by {signal_name(-ended.code)}" if ended.code < 0 else f"exited with code {ended.code}"
+            return "failed", None, f"failed: its process {what}" + (f" ({ended.detail})" if ended.detail else "")
+        try:
+            metrics = unpack_metrics(running.value)
+            if self._score is not None:
+                score_of(decode_metrics(metrics), self._score)
+        except HoldfastError as error:
+            return "failed", None, f"failed: {error}"
+        return "validated", metrics, ""

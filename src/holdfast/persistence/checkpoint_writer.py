@@ -15,6 +15,7 @@ from holdfast.errors import EmptyCheckpointError, ReportError, ShardModifiedErro
 from holdfast.persistence import layout
 from holdfast.persistence.commit import commit, files_of, make_durable, place_of
 from holdfast.persistence.lease import utc_now
+from holdfast.persistence.manifest import committed_of
 from holdfast.persistence.merge import merge_metadata, merge_receipts
 from holdfast.persistence.release import changed_while_shared, release
 from holdfast.persistence.retry import RetryPolicy, retried
@@ -47,6 +48,9 @@ class Owner(Protocol):
 
     def remember_litter(self, key: str) -> None:
         """Something could not be removed now; it is tried again when the run is closed."""
+
+    def expect_validation(self, checkpoint: CommittedCheckpoint) -> None:
+        """The checkpoint is about to exist, and to wait for its validation."""
 
     def committed(self, checkpoint: CommittedCheckpoint, manifest: Manifest, files: Sequence[str] | None) -> None:
         """The checkpoint exists: `files` are to be flushed behind (None: read them then)."""
@@ -129,13 +133,20 @@ class CheckpointWriter:
             return future
 
     def commit(
-        self, receipts: Sequence[ShardReceipt], *, metrics: bytes, world_size: int, attempt: int
+        self,
+        receipts: Sequence[ShardReceipt],
+        *,
+        metrics: bytes,
+        world_size: int,
+        attempt: int,
+        validates: bool = False,
     ) -> CommittedCheckpoint:
         """Makes the checkpoint exist; when it returns, every reader sees it whole.
 
         Args:
             receipts: Of every rank that reported a shard.
             metrics: Rank 0's, as stored JSON.
+            validates: It is to be validated, by this driver or, should that die, by the next.
 
         Raises:
             EmptyCheckpointError: No rank reported a single file.
@@ -166,6 +177,10 @@ class CheckpointWriter:
                     "on at least one rank, or report without a checkpoint"
                 )
             strict = self._owner.strict
+            if validates:
+                # Dying on the next line leaves a note of a checkpoint that does not exist, which nobody reads. Noted after the
+                # commit, the wish could be lost although `report` has returned.
+                self._owner.expect_validation(committed_of(manifest))
             # Safe to repeat: what is there already is written anew, and a rename whose answer was lost is found done.
             committed = retried(
                 lambda: commit(self._store, partial=self._place, manifest=manifest, metadata=metadata, strict=strict),

@@ -178,26 +178,26 @@ class RunWriter:
         """The store with the checkpoint `name` as its root."""
         return self.store.child(name)
 
-    def begin_validation(self, checkpoint: CommittedCheckpoint) -> None:
-        """Keeps a checkpoint until its validation has an outcome, and notes that it waits for one.
-
-        Dying before the note is written leaves a checkpoint that nobody validates; after it the next driver does.
-        """
+    def hold_for_validation(self, checkpoint: CommittedCheckpoint) -> None:
+        """Keeps a checkpoint, which is noted as waiting for its validation, until that has an outcome."""
         self._ledger.hold(checkpoint.name)
-        self.submit(self._notes.update, checkpoint, validation="pending")
 
-    def end_validation(self, checkpoint: CommittedCheckpoint, status: str, metrics: bytes | None) -> Future[None]:
+    def end_validation(
+        self, checkpoint: CommittedCheckpoint, status: str, metrics: bytes | None, *, error: str | None = None
+    ) -> Future[None]:
         """Notes the outcome, behind the call; its metrics join the checkpoint's in the ranking, and retention decides anew.
 
         Args:
             status: `validated`, `failed` or `timeout`.
             metrics: What the validation found, as stored JSON.
+            error: Why it has not.
         """
 
         def settle() -> None:
             # Dying before the note is written has it validated again. It comes first: a ranking that nobody could read again
             # must not have deleted anything.
-            self._notes.update(checkpoint, validation=status, validation_metrics=msgspec.Raw(metrics or b"null"))
+            found = msgspec.Raw(metrics or b"null")
+            self._notes.update(checkpoint, validation=status, validation_metrics=found, validation_error=error)
             self._durability.let_go(self._ledger.settle(checkpoint.name, metrics))
 
         return self.submit(settle)
@@ -305,6 +305,10 @@ class RunWriter:
     def remember_litter(self, key: str) -> None:
         """Something could not be removed now; it is tried again when its place is needed, and at the end."""
         self._litter.add(key)
+
+    def expect_validation(self, checkpoint: CommittedCheckpoint) -> None:
+        """A checkpoint is about to be committed that is to be validated."""
+        self._notes.update(checkpoint, validation="pending")
 
     def committed(self, checkpoint: CommittedCheckpoint, manifest: Manifest, files: Sequence[str] | None) -> None:
         """A checkpoint exists: it joins the list, retention decides, and the rest happens behind."""

@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import cloudpickle
 import msgspec
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.config import CheckpointConsistencyMode, CheckpointUploadMode, ValidationTaskConfig
-from holdfast.errors import CheckpointSourceError, ConfigurationError, SerializationError
+from holdfast.errors import CheckpointSourceError, ConfigurationError
 from holdfast.metrics import decode_metrics, encode_metrics, score_of
 from holdfast.persistence import layout
 from holdfast.persistence.staging import check_directory, stage
@@ -23,6 +22,7 @@ from holdfast.worker.context import WorkerState, current
 from holdfast.worker.handover import hand_over
 from holdfast.worker.pending import PendingCheckpoint
 from holdfast.worker.staging_directory import handed_over, is_staging
+from holdfast.worker.validation import pack_arguments
 
 UploadFunction = Callable[[Checkpoint, str], Checkpoint]
 
@@ -128,13 +128,7 @@ def _validation_task(state: WorkerState, wish: bool | ValidationTaskConfig) -> p
         )
     if wish is True:
         return protocol.ValidationTask()
-    if wish.fn_kwargs is None:
-        return protocol.ValidationTask(None, wish.timeout_s)
-    try:
-        arguments = cloudpickle.dumps(dict(wish.fn_kwargs))
-    except Exception as error:
-        raise SerializationError(f"report(validation=...): its fn_kwargs cannot be pickled: {error}") from error
-    return protocol.ValidationTask(arguments, wish.timeout_s)
+    return protocol.ValidationTask(pack_arguments(wish, "report(validation=...)"), wish.timeout_s)
 
 
 def _with_state(state: WorkerState, call: protocol.ReportCall) -> protocol.ReportCall:

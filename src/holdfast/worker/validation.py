@@ -7,20 +7,69 @@ from typing import Any
 
 import cloudpickle
 
-from holdfast.errors import MetricsError
+from holdfast.config import ValidationConfig, ValidationTaskConfig
+from holdfast.errors import MetricsError, SerializationError
 from holdfast.metrics import encode_metrics
-from holdfast.worker import context
+from holdfast.worker import context, protocol
 from holdfast.worker.backend import BackendConfig
+from holdfast.worker.shipping import pack
 
 
-def pack_validation(function: bytes, arguments: bytes) -> bytes:
+def pack_function(config: ValidationConfig) -> bytes:
+    """What validates checkpoints, as cloudpickle.
+
+    Raises:
+        SerializationError: It cannot travel to another process.
+    """
+    try:
+        return pack(config.fn, None, BackendConfig())
+    except SerializationError as error:
+        raise SerializationError(f"ValidationConfig.fn: {error}") from error
+
+
+def pack_defaults(config: ValidationConfig) -> protocol.ValidationTask:
+    """How a checkpoint is validated where its report says nothing of it.
+
+    Raises:
+        SerializationError: An argument cannot travel to another process.
+    """
+    task = config.task_config or ValidationTaskConfig()
+    return protocol.ValidationTask(
+        pack_arguments(task, "ValidationConfig.task_config") or pack_nothing(), task.timeout_s
+    )
+
+
+def pack_nothing() -> bytes:
+    """No arguments."""
+    return bytes(cloudpickle.dumps({}))
+
+
+def pack_arguments(task: ValidationTaskConfig, where: str) -> bytes | None:
+    """A task's arguments as cloudpickle; None where it has none of its own.
+
+    Raises:
+        SerializationError: One cannot travel to another process.
+    """
+    if task.fn_kwargs is None:
+        return None
+    for name, value in task.fn_kwargs.items():
+        try:
+            cloudpickle.dumps(value)
+        except Exception as error:
+            raise SerializationError(f"{where}: fn_kwargs[{name!r}] cannot be pickled: {error}") from error
+    return bytes(cloudpickle.dumps(dict(task.fn_kwargs)))
+
+
+def pack_validation(function: bytes, arguments: bytes, *, trusted: bool) -> bytes:
     """A job's payload that validates the job's checkpoint.
 
     Args:
         function: As `pack` packed it.
         arguments: cloudpickle of a dict of keyword arguments.
+        trusted: This driver has just written the checkpoint; else its bytes are compared when they are read.
     """
-    payload: bytes = cloudpickle.dumps((_validate, {"function": function, "arguments": arguments}, BackendConfig()))
+    config = {"function": function, "arguments": arguments, "trusted": trusted}
+    payload: bytes = cloudpickle.dumps((_validate, config, BackendConfig()))
     return payload
 
 
@@ -36,8 +85,10 @@ def unpack_metrics(value: bytes | None) -> bytes:
     return found
 
 
-def _validate(config: dict[str, bytes]) -> bytes:
+def _validate(config: dict[str, Any]) -> bytes:
     checkpoint = context.get_checkpoint()
+    assert checkpoint is not None
+    checkpoint._verified = config["trusted"]
     # This is no worker: there is no report to make and no rank to meet.
     context.leave()
     function = cloudpickle.loads(config["function"])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -40,6 +41,7 @@ _FORKABLE = (
 )
 
 _ADDRESS = "127.0.0.1"
+_LOG = logging.getLogger("holdfast")
 
 
 class LocalEngine(Engine):
@@ -101,22 +103,31 @@ class LocalEngine(Engine):
 
     def start_beside(
         self, reactor: Reactor, job: protocol.Job, listener: Listener, log_key: str, on_line: LineHandler
-    ) -> WorkerGroup:
+    ) -> WorkerGroup | None:
         """Starts one process that is no worker of the group: it sees this program's environment, and every GPU.
 
         Args:
             log_key: Where its output is kept.
             on_line: Gets every line of it.
 
+        Returns:
+            None where it cannot be started yet, because the zygote is new and still imports.
+
         Raises:
-            WorkerStartError: It cannot be started now: the zygote is gone, or still imports.
+            WorkerStartError: It cannot be started.
+            OSError: Likewise, for want of descriptors.
         """
-        if self._zygote is None or self._loading or not self._zygote.alive:
-            raise WorkerStartError("the process that starts workers is not there")
+        self.prepare()
+        zygote = self._zygote
+        assert zygote is not None
+        if self._loading:
+            reactor.watch(zygote.fileno(), lambda _: self._imported_beside(reactor, zygote))
+            return None
         pump = OutputPump(self._store, lambda _: log_key, on_line)
         group = LocalGroup(reactor, self._family_in(reactor), pump, None, listener)
         threads = os.environ.get("OMP_NUM_THREADS", str(self._threads(self.world_size() or 1)))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", **job.environment}
+        group.waits_for_output = False  # it may have left a child that holds its output open
         return _started(group, [_placed(job, environment)])
 
     def close(self) -> None:
@@ -127,6 +138,16 @@ class LocalEngine(Engine):
             else:
                 launcher.give_back(self._zygote)
             self._zygote = None
+
+    def _imported_beside(self, reactor: Reactor, zygote: launcher.Zygote) -> None:
+        """While nobody waits for it in particular: what goes wrong is told of at the next start."""
+        try:
+            self._imported(zygote)
+        except WorkerStartError as error:
+            _LOG.warning("%s", error)
+            self._loading = False
+        if not self._loading:
+            reactor.forget(zygote.fileno())
 
     def _imported(self, zygote: launcher.Zygote) -> None:
         message = zygote.receive()

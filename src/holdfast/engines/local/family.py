@@ -6,14 +6,14 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from holdfast.controller.group import Exit
 from holdfast.engines.local import wire
 
 if TYPE_CHECKING:
     from holdfast.controller.reactor import Reactor
     from holdfast.engines.local.launcher import Zygote
 
-# The exit code (minus a signal's number) and what more is known, maybe nothing.
-Ended = Callable[[int, str], None]
+Ended = Callable[[Exit], None]
 
 
 class Family:
@@ -50,7 +50,7 @@ class Family:
         words = self.zygote.last_words()
         detail = f"the process that started it is gone{': ' + words if words else ''}"
         while self._ended:
-            self._ended.popitem()[1](-signal.SIGKILL, detail)
+            self._ended.popitem()[1](Exit(-signal.SIGKILL, detail, is_lost=True))
 
     def _read(self, _: int) -> None:
         message = self.zygote.receive()
@@ -61,6 +61,6 @@ class Family:
             if ended is None:
                 return
             if isinstance(message, wire.Exited):
-                ended(message.code, "")
+                ended(Exit(message.code))
             else:
-                ended(1, f"it could not be started: {message.reason}")
+                ended(Exit(1, f"it could not be started: {message.reason}"))

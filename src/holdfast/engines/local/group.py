@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,11 @@ def _body_bytes(frame: bytes | bytearray) -> int:
 
 
 class LocalGroup(WorkerGroup):
-    """Workers forked from (or started by) one zygote."""
+    """Workers forked from (or started by) one zygote.
+
+    Attributes:
+        waits_for_output: Whether `close` waits, for a second at most, for what holds the workers' output open after their end.
+    """
 
     def __init__(
         self, reactor: Reactor, family: Family, pump: OutputPump, port: socket.socket | None, listener: Listener
@@ -98,6 +103,7 @@ class LocalGroup(WorkerGroup):
         self._listener = listener
         self._connections: dict[int, Connection] = {}
         self._files = FileConnections(reactor, listener)
+        self.waits_for_output = True
         self._tokens: dict[int, int] = {}
         self._killed_before = memory.out_of_memory_kills()
 
@@ -162,20 +168,24 @@ class LocalGroup(WorkerGroup):
         self._files.close()
         if self._port is not None:
             self._port.close()
-        self._pump.close()
+        if self.waits_for_output:
+            self._pump.close()
+        else:
+            threading.Thread(target=self._pump.close, name="holdfast-last-lines", daemon=True).start()
 
     def _signal(self, ranks: Iterable[int], signum: int, *, group: bool = False) -> None:
         for rank in ranks:
             if rank in self._tokens:
                 self._family.signal(self._tokens[rank], signum, group=group)
 
-    def _ended_of(self, rank: int) -> Callable[[int, str], None]:
-        def ended(code: int, detail: str) -> None:
+    def _ended_of(self, rank: int) -> Callable[[Exit], None]:
+        def ended(exit_: Exit) -> None:
             # What it said before it ended may still lie in the socket, and goes first.
             self._files.drain(rank)
             self._connections[rank].drain()
             self._connections[rank].close()
-            self._listener.on_exit(rank, Exit(code, detail or self._detail(code)))
+            detail = exit_.detail or self._detail(exit_.code)
+            self._listener.on_exit(rank, Exit(exit_.code, detail, is_lost=exit_.is_lost))
 
         return ended
 
