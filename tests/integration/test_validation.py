@@ -314,3 +314,124 @@ def test_bad_input(tmp_path):
             report(0, validation="yes")
 
     fit(loop, tmp_path, None)
+
+
+def test_the_zygote_killed_in_mid_validation_costs_a_new_beginning_not_the_outcome(tmp_path):
+    def validate(checkpoint, base):
+        with open(Path(base, "begun"), "a") as file:
+            file.write(f"{os.getppid()}\n")
+        time.sleep(60 if len(Path(base, "begun").read_text().splitlines()) == 1 else 0)
+        return {"val": 1}
+
+    def loop(config):
+        report(0)
+
+    def kill_zygote():
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)  # training is over by then
+        os.kill(int((tmp_path / "begun").read_text().split()[0]), signal.SIGKILL)
+
+    threading.Thread(target=kill_zygote).start()
+    result = fit(loop, tmp_path, validate, task=ValidationTaskConfig(fn_kwargs={"base": str(tmp_path)}))
+    assert [each.status for each in train.Run(result.path).checkpoints] == [CheckpointStatus.VALIDATED]
+
+
+def test_what_an_earlier_driver_left_is_verified_before_it_is_validated(tmp_path):
+    def loop(config):
+        if train.get_checkpoint() is None:
+            report(0)
+            report(1)
+            raise RuntimeError("over")
+
+    def slow(checkpoint):
+        time.sleep(60)
+
+    with pytest.raises(WorkerGroupError):
+        fit(loop, tmp_path, slow)
+    (tmp_path / "run" / "checkpoint_000001" / "step").write_text("7")
+    result = fit(loop, tmp_path, lambda checkpoint: {"val": step_of(checkpoint)})
+    found = [(each.metrics.get("val"), each.status) for each in train.Run(result.path).checkpoints]
+    assert found == [(None, CheckpointStatus.VALIDATION_FAILED), (1, CheckpointStatus.VALIDATED)]
+
+
+@pytest.mark.parametrize("mode", ["SYNC", "ASYNC"])
+def test_a_driver_killed_right_after_the_report_does_not_forget_the_validation(tmp_path, mode):
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        sys.path.insert(0, sys.argv[2])
+        from test_validation import fit, report
+        from holdfast import CheckpointUploadMode
+        import holdfast, time
+
+        def loop(config):
+            for step in range(3):
+                report(step, mode=CheckpointUploadMode(sys.argv[3]))
+            holdfast.get_all_reported_checkpoints(holdfast.CheckpointConsistencyMode.COMMITTED)
+            os.kill(driver, signal.SIGKILL)
+            time.sleep(60)
+
+        driver = os.getpid()
+        fit(loop, sys.argv[1], lambda checkpoint: time.sleep(60))
+        """
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent), mode], timeout=60)
+    statuses = {each.status for each in train.Run(tmp_path / "run").checkpoints}
+    assert statuses == {CheckpointStatus.PENDING_VALIDATION}
+    assert len(train.Run(tmp_path / "run").checkpoints) == 3
+
+
+def test_nested_metrics_join_and_a_score_that_is_no_number_is_a_failure(tmp_path):
+    def validate(checkpoint):
+        return {"val": {"accuracy": 1.0 if step_of(checkpoint) else "high"}}
+
+    def loop(config):
+        for step in range(2):
+            report(step, val={"loss": 0.5})
+
+    kept = CheckpointConfig(checkpoint_score_attribute="val/accuracy")
+    result = fit(loop, tmp_path, validate, kept=kept)
+    found = [(each.metrics["val"], each.status.value) for each in train.Run(result.path).checkpoints]
+    assert found == [({"loss": 0.5}, "VALIDATION_FAILED"), ({"loss": 0.5, "accuracy": 1.0}, "VALIDATED")]
+
+
+def test_a_trainer_without_a_function_says_that_some_wait_for_one(tmp_path, caplog):
+    def loop(config):
+        if train.get_checkpoint() is None:
+            report(0)
+            raise RuntimeError("over")
+
+    def slow(checkpoint):
+        time.sleep(60)
+
+    with pytest.raises(WorkerGroupError):
+        fit(loop, tmp_path, slow)
+    fit(loop, tmp_path, None)
+    assert "no validation_config" in caplog.text
+
+
+def test_arguments_that_cannot_travel_are_named_before_anything_starts(tmp_path):
+    task = ValidationTaskConfig(fn_kwargs={"lock": threading.Lock()})
+    with pytest.raises(train.SerializationError, match=r"fn_kwargs\['lock'\]"):
+        fit(print, tmp_path, print, task=task)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_child_that_it_leaves_behind_delays_no_report(tmp_path):
+    def validate(checkpoint):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3)"], start_new_session=True)
+        return {}
+
+    def loop(config):
+        report(0)
+        slowest, end = 0.0, time.monotonic() + 1.5
+        while time.monotonic() < end:
+            began = time.monotonic()
+            train.report({})
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.001)
+        return slowest
+
+    assert fit(loop, tmp_path, validate).return_value < 0.5

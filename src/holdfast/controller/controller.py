@@ -114,8 +114,8 @@ class Controller:
         if validations is None:
             if pending := self._writer.pending_validations():
                 self._observer.message(
-                    f"{len(pending)} checkpoints of this run wait for a validation, and this trainer has no validation_config: "
-                    "nobody validates them, and retention takes them as they are"
+                    f"checkpoints that wait for a validation: {len(pending)}. This trainer has no validation_config, so nobody "
+                    "validates them, and retention takes them as they are"
                 )
             return self._run_attempts()
         try:
