@@ -101,6 +101,31 @@ def test_death_before_any_write_loses_nothing_that_was_acknowledged(tmp_path, st
         _check_left_overs(tmp_path / str(number) / "run", store, names(writer), damaged)
 
 
+@pytest.mark.parametrize(("kind", "least"), [("local", 20), ("calls", 60), ("remote", 20)])
+def test_death_before_any_write_forgets_no_validation_and_no_score(tmp_path, kind, least) -> None:
+    count = _tell_all("validating", kind, tmp_path)
+    assert count >= least
+    for number in range(1, count + 1):
+        store = scenarios.open_kind(kind, tmp_path / str(number) / "run")
+        _check_whole(store)
+        path = tmp_path / f"{number}.acknowledged"
+        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        reported = {int(line[1]) for line in lines if line[0] == "report"}
+        validated = {int(line[1]) for line in lines if line[0] == "validated"}
+        writer = open_run(store, scenarios.config("validating"))
+        found = load(store)
+        held = {checkpoint.report_index: checkpoint for checkpoint in writer.checkpoints()}
+        # The second is worse than the first and not the latest: it may go once it has its score, which follows the first's.
+        assert reported - ({2} if 1 in validated else set()) <= set(held)
+        pending = {checkpoint.report_index for checkpoint in writer.pending_validations()}
+        assert reported - validated - pending <= {index for index in held if found.notes[held[index].name].validation}
+        for index in validated & set(held):
+            assert found.notes[held[index].name].validation == "validated"
+            assert b'"score":%d' % -index in bytes(held[index].metrics)
+        writer.close()
+        _check_left_overs(tmp_path / str(number) / "run", store, names(writer), set())
+
+
 def _check_left_overs(run: Path, store: Store, kept: list[str], damaged: set[int]) -> None:
     directories = {entry.key for entry in store.list() if entry.is_directory and not layout.is_hidden(entry.key)}
     assert directories - set(kept) <= ({"again"} if damaged else set())

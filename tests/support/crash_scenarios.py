@@ -51,6 +51,8 @@ def _die_before_calls(number: int) -> None:
 
 def config(story: str) -> CheckpointConfig:
     """How a story keeps its checkpoints."""
+    if story == "validating":
+        return CheckpointConfig(1, "score")
     return CheckpointConfig(1) if story in ("deleting", "reusing") else CheckpointConfig()
 
 
@@ -107,12 +109,30 @@ def _reopening(store: Store, tell: Tell) -> None:
     writer.close()
 
 
+def _validating(store: Store, tell: Tell) -> None:
+    """All are kept until they have a score; then the best, which is the first, and the latest."""
+    writer = open_run(store, config("validating"))
+    source = Path(store.url.removeprefix("remote-like://") + "-source")
+    committed = []
+    for index in (1, 2, 3):
+        files = contents(index)
+        committed.append(report(writer, source, files, {"loss": 1.0}, index=index, validates=True))
+        writer.hold_for_validation(committed[-1])
+        tell(f"report {index}")
+    for checkpoint in committed:
+        score = b'{"score":%d}' % -checkpoint.report_index
+        writer.end_validation(checkpoint, "validated", score).result()
+        tell(f"validated {checkpoint.report_index}")
+    writer.close()
+
+
 STORIES = {
     "committing": _committing,
     "strict": _strict,
     "deleting": _deleting,
     "reusing": _reusing,
     "reopening": _reopening,
+    "validating": _validating,
 }
 
 
