@@ -7,9 +7,11 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
-# A shell's background job ignores Ctrl-C, and so would all programs that the tests start and interrupt.
+# A shell's background job ignores Ctrl-C, and `nohup` a hang-up; so would all programs that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A test that fails must fail again; `HYPOTHESIS_PROFILE=search` looks for what nobody has seen yet.
 settings.register_profile(

@@ -214,9 +214,13 @@ def test_a_driver_killed_in_mid_run_loses_nothing_that_was_reported(tmp_path):
     # The step that a worker has seen `report` return for; its own file, since the driver's output dies with it.
     text = script.read_text().replace(
         'print("step", step, flush=True)',
-        f"train.get_context().get_world_rank() or Path({str(progress)!r}).write_text(str(step))",
+        f"train.get_context().get_world_rank() or tell({str(progress)!r}, step)",
     )
-    script.write_text(text)
+    # In one step: the worker is killed, too.
+    told = (
+        'def tell(path, step):\n    Path(path + "-new").write_text(str(step))\n    Path(path + "-new").replace(path)\n'
+    )
+    script.write_text(text.replace("def loop(", f"{told}\ndef loop(", 1))
     for delay in (0.0, 0.013, 0.04):
         driver = subprocess.Popen([sys.executable, script, tmp_path])
         deadline = time.monotonic() + 30
