@@ -18,7 +18,9 @@ The tree::
     ├── OutsideWorkerError (RuntimeError)    a function that only works inside a worker was called elsewhere
     ├── StorageError                         the store failed; `kind` says how
     │   ├── StoreNotFoundError               no such key
-    │   └── StoreExistsError                 the key was there already
+    │   ├── StoreExistsError                 the key was there already
+    │   ├── StorageAccessError               no such bucket, no right, wrong credentials or region
+    │   └── StorageUnavailableError          it does not answer, or is too busy; this may pass by itself
     ├── DamagedCheckpointError               stored bytes are not those that were reported
     ├── RunInUseError                        another live driver holds the run
     ├── RunNotFoundError                     no run lies at that path
@@ -130,9 +132,15 @@ class OutsideWorkerError(HoldfastError, RuntimeError):
 
 
 class StorageError(HoldfastError):
-    """A store failed."""
+    """A store failed.
+
+    Attributes:
+        may_pass: Whether the same call may succeed later with nothing changed. Where an `OSError` is the cause, that
+            one's number says it instead.
+    """
 
     kind = "storage"
+    may_pass: ClassVar[bool] = False
 
 
 class StoreNotFoundError(StorageError):
@@ -145,6 +153,19 @@ class StoreExistsError(StorageError):
     """The key exists, and was to be created."""
 
     kind = "exists"
+
+
+class StorageAccessError(StorageError):
+    """The store refuses: there is no such bucket, or the credentials, rights or region are wrong."""
+
+    kind = "storage-access"
+
+
+class StorageUnavailableError(StorageError):
+    """The store does not answer, or is too busy; the same call may succeed later."""
+
+    kind = "storage-unavailable"
+    may_pass = True
 
 
 class DamagedCheckpointError(HoldfastError):

@@ -1,4 +1,4 @@
-"""Which failures of a disk or network mount are worth another try, and how long to wait for it."""
+"""Which failures of a disk, a network mount or an object store are worth another try, and how long to wait for it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Retries:
         policy = self._policy
         self._failures += 1
         wait_s = min(policy.first_wait_s * 2 ** (self._failures - 1), policy.longest_wait_s)
-        if number not in _TRANSIENT and number not in _DISK_FULL:
+        if number not in _TRANSIENT and number not in _DISK_FULL and not _may_pass(error):
             return False
         is_full = number in _DISK_FULL
         now_s = time.monotonic()
@@ -104,6 +104,10 @@ def retried(operation: Callable[[], T], what: str, policy: RetryPolicy) -> T:
             retries = retries or Retries(policy, threading.Event())
             if not retries.wait_after(error, what):
                 raise
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, StorageError) and error.may_pass
 
 
 def _errno_of(error: BaseException) -> int | None:
