@@ -10,6 +10,7 @@ from typing import Any
 from holdfast.errors import ConfigurationError
 from holdfast.stores.base import Store as Store
 from holdfast.stores.local import LocalStore
+from holdfast.stores.object_url import SCHEMES, shown
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 
@@ -18,7 +19,8 @@ def open_store(path: str | os.PathLike[str], filesystem: Any = None) -> Store:
     """The store at a path.
 
     Args:
-        path: A directory (`~` is expanded) or a `file://` URI. With `filesystem`, a path of it.
+        path: A directory (`~` is expanded), a `file://` URI, or the URL of a bucket or a prefix in it: `s3://`, `gs://`,
+            `az://`, `abfss://`, with options as `?region=…&endpoint_override=…`. With `filesystem`, a path of it.
         filesystem: A `LocalFileSystem` of fsspec or pyarrow, or None.
 
     Raises:
@@ -31,10 +33,16 @@ def open_store(path: str | os.PathLike[str], filesystem: Any = None) -> Store:
         raise ConfigurationError("The storage path is empty; give a directory")
     if "\0" in text:
         raise ConfigurationError(f"The storage path {text!r} holds a NUL character")
+    found = _SCHEME.match(text)
+    if filesystem is None and found is not None and found[1].lower() in SCHEMES:
+        # Loaded by who uses one; the package behind it is loaded at the first request.
+        from holdfast.stores.object_store import ObjectStore
+
+        return ObjectStore(text)
     if filesystem is not None and not _is_local(filesystem):
         kind = f"{type(filesystem).__module__}.{type(filesystem).__qualname__}"
         raise ConfigurationError(
-            f"This version of Holdfast stores on local paths only, not on a {kind}; mount it and give the path"
+            f"This version of Holdfast takes no file system object of the kind {kind}; give a path or URL (s3://…) instead"
         )
     return LocalStore(_without_scheme(text))
 
@@ -60,6 +68,6 @@ def _without_scheme(text: str) -> str:
         rest = text[found.end() + len(uri.netloc) :]
         return urllib.parse.unquote(rest, errors="surrogateescape")
     raise ConfigurationError(
-        f"This version of Holdfast stores on local paths only, and {text!r} has the scheme {scheme!r}; "
-        f"mount it and give the path"
+        f"{shown(text)!r} has the scheme {scheme!r}, which this version of Holdfast does not know; it knows local paths and "
+        f"{', '.join(f'{each}://' for each in sorted(SCHEMES))}; mount the storage and give the path"
     )

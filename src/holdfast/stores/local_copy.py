@@ -144,7 +144,7 @@ def _seek(source: int, offset: int, whence: int, size_bytes: int) -> int:
     except OSError as error:
         if error.errno == errno.ENXIO:  # nothing but a hole up to the end, if that is where it should be
             if (ends_at := os.fstat(source).st_size) < size_bytes:
-                raise _ended_early(ends_at) from error
+                raise ended_early(ends_at) from error
             return size_bytes
         if error.errno in (errno.EINVAL, errno.ENOTSUP):  # a file system without holes: all is data
             return offset if whence == os.SEEK_DATA else size_bytes
@@ -154,11 +154,12 @@ def _seek(source: int, offset: int, whence: int, size_bytes: int) -> int:
 def _read_at(source: int, view: memoryview, offset: int) -> int:
     num_bytes = os.preadv(source, [view], offset)
     if num_bytes == 0:
-        raise _ended_early(offset)
+        raise ended_early(offset)
     return num_bytes
 
 
-def _ended_early(num_bytes: int) -> EndedEarlyError:
+def ended_early(num_bytes: int) -> EndedEarlyError:
+    """The error for a file that ends after `num_bytes`, and should not."""
     return EndedEarlyError(errno.ENODATA, f"the file ended after {num_bytes} bytes, and should hold more")
 
 

@@ -178,9 +178,9 @@ def test_listing_a_link_to_a_directory_does_not_enter_it(store: LocalStore) -> N
     assert {entry.key for entry in store.list(recursive=True)} == {"real/a", "loop"}
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "http", "hdfs", "S3"])
+@pytest.mark.parametrize("scheme", ["http", "hdfs", "FTP"])
 def test_other_schemes_are_refused(scheme: str) -> None:
-    with pytest.raises(ConfigurationError, match="stores on local paths only"):
+    with pytest.raises(ConfigurationError, match="does not know"):
         open_store(f"{scheme}://bucket/run")
 
 
@@ -197,7 +197,7 @@ def test_local_file_systems_are_known_by_name(tmp_path: Path) -> None:
     other = type("S3FileSystem", (), {"__module__": "pyarrow._s3fs"})
     assert open_store(tmp_path, made()).url == str(tmp_path)
     assert open_store(str(tmp_path), arrow()).url == str(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"not on a pyarrow\._s3fs\.S3FileSystem"):
+    with pytest.raises(ConfigurationError, match=r"of the kind pyarrow\._s3fs\.S3FileSystem"):
         open_store(tmp_path, other())
 
 

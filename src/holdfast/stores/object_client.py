@@ -1,0 +1,243 @@
+"""The connection of this process to one bucket: made at first use, shared by all stores in it, and never forked.
+
+obstore runs threads of its own. They do not come along into a forked child, where every call would wait for them forever: so a
+child of a process that has used a bucket gets an error instead, and a child of one that has not makes its own connection.
+
+Time limits. A connection is made within 5 s and a request answered within 60 s. What fails for a reason that passes (5xx,
+refused, broken or silent connections) is sent again up to 8 times in 120 s, with growing random pauses; above that,
+`persistence.retry` decides. `connect_timeout`, `request_timeout`, `retry_timeout` (all in seconds) and `max_retries` in a URL
+change them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from holdfast.errors import ConfigurationError, StorageAccessError, StorageError
+from holdfast.stores.object_errors import object_error
+from holdfast.stores.object_url import CLIENT_OPTIONS, Place, from_environment, is_on
+
+_LIMITS_S = {"connect_timeout": 5.0, "request_timeout": 60.0, "retry_timeout": 120.0}
+_MAX_RETRIES = 8
+# A start that cannot work is to be told of soon: the first request of a run is not sent again for as long.
+_PROBE_RETRIES = 2
+_PROBE_LIMIT_S = 10.0
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 10.0
+_EXTRAS = {"s3": "s3", "gs": "s3", "az": "s3"}
+_CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+
+
+class Client:
+    """One bucket, as this process reaches it. Safe for threads.
+
+    Attributes:
+        place: Where it is.
+        exclusive: Whether `create` never overwrites; taken for true until a probe has shown otherwise.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.exclusive = True
+        self._handles: dict[bool, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def obstore(self) -> Any:
+        """The library.
+
+        Raises:
+            ConfigurationError: It is not installed.
+        """
+        return _library(self.place.root, self.place.service)
+
+    def handle(self, *, probe: bool = False) -> Any:
+        """The library's object for the bucket.
+
+        Args:
+            probe: One that gives up sooner.
+
+        Raises:
+            StorageError: This process was forked from one that had used object storage.
+            ConfigurationError: obstore is not installed, or cannot use the options.
+        """
+        _process.enter(self.place.root)
+        found = self._handles.get(probe)
+        if found is None:
+            with self._lock:
+                found = self._handles.get(probe)
+                if found is None:
+                    found = self._handles[probe] = self._connect(probe)
+        return found
+
+    @contextlib.contextmanager
+    def telling(self, action: str, name: str) -> Iterator[None]:
+        """Whatever obstore raises in the block becomes a `StorageError` that names the object."""
+        try:
+            yield
+        except (StorageError, ConfigurationError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the library's errors have no common class (some are built in)
+            raise self.error(action, name, error) from None
+
+    def error(self, action: str, name: str, error: BaseException) -> StorageError:
+        """The `StorageError` for what obstore raised."""
+        place = self.place
+        return object_error(
+            action,
+            f"{place.root}/{name}" if name else place.root,
+            error,
+            service=place.service,
+            endpoint=self._endpoint(),
+            secrets=place.secrets(),
+        )
+
+    def forget(self) -> None:
+        """Lets go of what belongs to the parent process; in a forked child, before anything else."""
+        self._handles = {}
+        self._lock = threading.Lock()
+
+    def _endpoint(self) -> str:
+        found = self.place.option("endpoint") or from_environment(self.place.service, os.environ).get("endpoint")
+        # An endpoint may have a password in it, as any URL.
+        return (
+            found.rpartition("@")[2]
+            if found
+            else {"s3": "Amazon S3", "gs": "Google Cloud Storage"}.get(self.place.service, "Azure Storage")
+        )
+
+    def _connect(self, probe: bool) -> Any:
+        place = self.place
+        options = {**from_environment(place.service, os.environ), **dict(place.options)}
+        ours = {name: options.pop(name) for name in list(options) if name in CLIENT_OPTIONS}
+        if options.get("endpoint", "").startswith("http://"):
+            ours.setdefault("allow_http", "true")
+        arguments: dict[str, Any] = {
+            "config": {name: value for name, value in options.items() if name != "profile"},
+            "client_options": _client_options(ours),
+            "retry_config": _retry_config(ours, probe=probe),
+        }
+        if place.service == "s3" and "access_key_id" not in options and not is_on(options.get("skip_signature")):
+            provider = _provider(place, options.get("profile"))
+            if provider is not None:
+                arguments["credential_provider"] = provider
+        store = getattr(importlib.import_module("obstore.store"), _CLASSES[place.service])
+        try:
+            return store(place.bucket, **arguments)
+        except Exception as error:  # noqa: BLE001 - as above
+            raise ConfigurationError(
+                str(self.error("connect to", "", error)) + "; correct the options of the URL, or the environment"
+            ) from None
+
+
+def _client_options(ours: dict[str, str]) -> dict[str, Any]:
+    limits = {name: float(ours.get(name, value)) for name, value in _LIMITS_S.items()}
+    return {
+        "connect_timeout": datetime.timedelta(seconds=limits["connect_timeout"]),
+        "timeout": datetime.timedelta(seconds=limits["request_timeout"]),
+        "allow_http": is_on(ours.get("allow_http")),
+        "user_agent": "holdfast",
+    }
+
+
+def _retry_config(ours: dict[str, str], *, probe: bool) -> dict[str, Any]:
+    retries = int(float(ours.get("max_retries", _MAX_RETRIES)))
+    limit_s = float(ours.get("retry_timeout", _LIMITS_S["retry_timeout"]))
+    return {
+        "max_retries": min(retries, _PROBE_RETRIES) if probe else retries,
+        "retry_timeout": datetime.timedelta(seconds=min(limit_s, _PROBE_LIMIT_S) if probe else limit_s),
+        "backoff": {
+            "init_backoff": datetime.timedelta(seconds=_FIRST_PAUSE_S),
+            "max_backoff": datetime.timedelta(seconds=_LONGEST_PAUSE_S),
+            "base": 2.0,
+        },
+    }
+
+
+def _provider(place: Place, profile: str | None) -> Any:
+    """Gives the credentials of an AWS profile, which obstore does not read itself; None where none is asked for.
+
+    Raises:
+        StorageAccessError: There is no such profile, or boto3, which reads them, is missing.
+    """
+    if profile is None or os.environ.get("AWS_ACCESS_KEY_ID"):
+        return None
+    try:
+        boto3 = importlib.import_module("boto3")
+        found = importlib.import_module("obstore.auth.boto3")
+    except ImportError:
+        raise StorageAccessError(
+            f"Cannot use {place.root!r} with the AWS profile {profile!r}: boto3, which reads profiles, is not installed; "
+            "install it with: pip install boto3"
+        ) from None
+    try:
+        return found.Boto3CredentialProvider(boto3.Session(profile_name=profile))
+    except Exception as error:  # noqa: BLE001 - boto3's errors are no business of this module
+        raise StorageAccessError(
+            f"Cannot use {place.root!r} with the AWS profile {profile!r}: {type(error).__name__}; correct AWS_PROFILE or "
+            "~/.aws/config"
+        ) from None
+
+
+def _library(root: str, service: str) -> Any:
+    try:
+        return importlib.import_module("obstore")
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{root!r} is on an object store, and the package that speaks to it is not installed; install it with: "
+            f'pip install "holdfast[{_EXTRAS[service]}]"'
+        ) from error
+
+
+class _Process:
+    """What this process has done with object stores."""
+
+    def __init__(self) -> None:
+        self._clients: dict[Place, Client] = {}
+        self._lock = threading.Lock()
+        self._used = False
+        self._parent = 0
+
+    def client(self, place: Place) -> Client:
+        with self._lock:
+            found = self._clients.get(place)
+            if found is None:
+                found = self._clients[place] = Client(place)
+            return found
+
+    def enter(self, root: str) -> None:
+        """Notes that this process is about to use an object store.
+
+        Raises:
+            StorageError: It may not: the threads that would do it were left behind in its parent.
+        """
+        if self._parent:
+            raise StorageError(
+                f"Cannot use {root!r} in this process: it was forked from process {self._parent} after that one had used "
+                "object storage, so every call would hang; start it by multiprocessing's 'spawn' method, or fork before "
+                "the first use of storage"
+            )
+        self._used = True
+
+    def forked(self) -> None:
+        """Called in a new child: other threads may have held the locks."""
+        self._lock = threading.Lock()
+        if self._used and not self._parent:
+            self._parent = os.getppid()
+        for client in self._clients.values():
+            client.forget()
+
+
+_process = _Process()
+os.register_at_fork(after_in_child=_process.forked)
+
+
+def client_of(place: Place) -> Client:
+    """This process's client for a place; the same for all who ask."""
+    return _process.client(place)

@@ -1,0 +1,160 @@
+"""Turns what obstore raises into a `StorageError` that says what to do.
+
+obstore gives the kind of a failure by the class of its error, and all else in a text for programmers: the server's answer is in
+it, with the code that tells an expired token from a missing right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from holdfast.errors import (
+    StorageAccessError,
+    StorageError,
+    StorageUnavailableError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
+
+_LONGEST_REASON = 400
+_STATUS = re.compile(r"status(?: code)?: (\d{3})")
+_CODE = re.compile(r"<Code>([^<]*)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+_REGION = re.compile(r"expecting \\?'([a-z0-9-]+)\\?'|<Region>([^<]*)</Region>")
+# Where a machine of a cloud asks for its credentials: reached only when nothing else gave any.
+_CREDENTIAL_SERVICES = (
+    "169.254.169.254", "169.254.170.2", "/latest/api/token", "/latest/meta-data/", "metadata.google.internal",
+    "/metadata/identity/",
+)  # fmt: skip
+_NO_CREDENTIALS = (
+    "no credentials were found; set {variables}, or give the machine a role; for public data add "
+    "?skip_signature=true to the URL"
+)
+_VARIABLES = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+_RIGHTS = {
+    "s3": "s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload and s3:ListBucket",
+    "gs": "the role Storage Object User",
+    "az": "the role Storage Blob Data Contributor",
+}
+# What a server's code asks of its user. Those of S3 first; Azure's and Google's where they have their own.
+_REMEDIES = {
+    "NoSuchBucket": "there is no such bucket; make it, or correct its name (and the region or endpoint)",
+    "ContainerNotFound": "there is no such container; make it, or correct its name",
+    "ExpiredToken": "the session token has expired; get new credentials (long jobs need a role or a profile, which renew)",
+    "TokenRefreshRequired": "the session token has expired; get new credentials",
+    "InvalidToken": "the session token is not valid; get new credentials",
+    "InvalidAccessKeyId": "there is no such access key; correct AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "the secret key is wrong; correct AWS_SECRET_ACCESS_KEY",
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
+    "AuthenticationFailed": "the credentials are wrong; correct them",
+    "AccountProblem": "the account is blocked; ask the provider",
+    "AllAccessDisabled": "the bucket is blocked; ask its owner",
+}
+_WRONG_REGION = frozenset(
+    {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "TemporaryRedirect"}
+)
+_BARE_REDIRECT = "redirect without LOCATION"
+# Two conditional writes met: neither is known to have won. Asked again, the store says which.
+_CONFLICTS = frozenset({"ConditionalRequestConflict", "OperationAborted"})
+_BUSY = frozenset(
+    {"SlowDown", "ServiceUnavailable", "RequestTimeout", "InternalError", "ServerBusy", "OperationTimedOut"}
+)
+_NO_CONNECTION = (
+    "ConnectionRefused",
+    "Connect,",
+    "kind: Connect",
+    "dns error",
+    "failed to lookup",
+    "error trying to connect",
+)
+_TIMED_OUT = ("TimedOut", "operation timed out", "kind: Timeout")
+
+
+def object_error(
+    action: str, url: str, error: BaseException, *, service: str, endpoint: str, secrets: Sequence[str]
+) -> StorageError:
+    """The error to raise where `action` on `url` failed.
+
+    It is to be raised `from None`: the text of the original may show what must not be shown.
+
+    Args:
+        action: What was tried, as in "Cannot <action> <url>".
+        service: `s3`, `gs` or `az`.
+        endpoint: What the client speaks to, as a person wants to read it.
+        secrets: Texts that must not appear.
+    """
+    detail = str(error)
+    status = int(found[1]) if (found := _STATUS.search(detail)) else None
+    code = found[1] if (found := _CODE.search(detail)) else ""
+    kind, remedy = _judge(type(error).__name__, detail, status, code, service, endpoint)
+    reason = _hidden(_reason(detail, status, code), secrets)
+    text = f"Cannot {action} {url!r}: {remedy}" if remedy else f"Cannot {action} {url!r}"
+    return kind(f"{text} ({reason})" if reason else text)
+
+
+def _judge(
+    name: str, detail: str, status: int | None, code: str, service: str, endpoint: str
+) -> tuple[type[StorageError], str]:
+    if any(place in detail for place in _CREDENTIAL_SERVICES):
+        return StorageAccessError, _NO_CREDENTIALS.format(variables=_VARIABLES[service])
+    if code in _REMEDIES:
+        return StorageAccessError, _REMEDIES[code]
+    if code in _WRONG_REGION or _BARE_REDIRECT in detail:
+        found = _REGION.search(detail)
+        region = f"it is in {found[1] or found[2]}; " if found else ""
+        return (
+            StorageAccessError,
+            f"the bucket is in another region; {region}set AWS_REGION, or add ?region=… to the URL",
+        )
+    if code in _CONFLICTS:
+        return StorageUnavailableError, "another write to it is under way; try again"
+    if code in _BUSY or status == 429 or (status is not None and status >= 500 and status != 501):
+        return StorageUnavailableError, "the store is overloaded or out of order; try again later"
+    if name in ("FileNotFoundError", "NotFoundError"):
+        return StoreNotFoundError, "there is no such object"
+    if name in ("AlreadyExistsError", "PreconditionError"):
+        return StoreExistsError, "something lies there"
+    if name == "PermissionDeniedError":
+        return StorageAccessError, f"these credentials may not; they need {_RIGHTS[service]}"
+    if name == "UnauthenticatedError":
+        return StorageAccessError, f"the credentials are missing or wrong; correct {_VARIABLES[service]}"
+    if name in ("NotSupportedError", "NotImplementedError") or status == 501:
+        return StorageError, "this store does not support it"
+    if status is not None:
+        return StorageError, ""
+    if any(text in detail for text in _NO_CONNECTION):
+        return StorageUnavailableError, f"{endpoint} cannot be reached; check the endpoint, the network and the proxy"
+    if any(text in detail for text in _TIMED_OUT):
+        return (
+            StorageUnavailableError,
+            f"{endpoint} did not answer in time; check the network, or raise request_timeout",
+        )
+    if name == "GenericError":
+        # What is left of the library's general errors are broken connections, and answers that were cut short.
+        return StorageUnavailableError, f"the exchange with {endpoint} failed; try again"
+    return StorageError, ""
+
+
+def _reason(detail: str, status: int | None, code: str) -> str:
+    message = found[1] if (found := _MESSAGE.search(detail)) else ""
+    said = f"{code}: {message}" if code and message else code or message
+    if said:
+        return f"status {status}: {said}"[:_LONGEST_REASON] if status else said[:_LONGEST_REASON]
+    # What follows is the same again, in the library's own terms.
+    detail = detail.partition("Debug source:")[0]
+    plain = " ".join(detail.replace("\\n", " ").replace('\\"', '"').split())
+    return plain if len(plain) <= _LONGEST_REASON else f"{plain[:_LONGEST_REASON]}…"
+
+
+def _hidden(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    # What signs a URL is as good as the key until it expires.
+    return re.sub(
+        r"(?i)\b(sig|signature|x-amz-signature|x-amz-credential|x-amz-security-token)=[^&\s\"]+", r"\1=***", text
+    )

@@ -1,0 +1,268 @@
+"""Reads an object as a file: in ranges, ahead of its reader, and never half of one object and half of another."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import io
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.errors import StorageError, StorageUnavailableError, StoreNotFoundError
+from holdfast.stores.object_client import Client
+from holdfast.stores.object_look import look
+from holdfast.stores.object_memory import budget
+
+# The first request of an object: all of a small one. A reader that seeks costs no more than this.
+_FIRST_BYTES = 1 << 20
+_LARGEST_BYTES = 8 << 20
+_BLOCKS_AHEAD = 2
+_THREADS = 8
+
+
+@dataclass
+class _Block:
+    """Some bytes of the object.
+
+    Attributes:
+        start: Where in the object they begin.
+        data: The bytes.
+        held_bytes: What they take of the budget.
+    """
+
+    start: int
+    data: memoryview
+    held_bytes: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.data)
+
+
+@dataclass
+class _Ahead:
+    """A block that is being read before anybody asked for it."""
+
+    start: int
+    num_bytes: int
+    future: Future[memoryview]
+
+
+class ObjectReader(io.BufferedIOBase):
+    """An object as a seekable binary file, for one thread at a time.
+
+    Whoever reads on and on gets larger ranges, and two of them are fetched ahead as far as the budget has memory. If the object
+    is replaced while it is read, reading fails.
+
+    Args:
+        client: The bucket.
+        name: The object.
+
+    Raises:
+        StoreNotFoundError: There is none.
+        StorageError: It cannot be read.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        super().__init__()
+        self._client = client
+        self._name = name
+        self._position = 0
+        self._ahead: collections.deque[_Ahead] = collections.deque()
+        self._next_bytes = _FIRST_BYTES
+        self._e_tag: str | None = None
+        self._budget = budget()
+        self._size_bytes, first = self._open()
+        self._block = _Block(0, first)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The position, bytes from the start."""
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Moves the position, without a request."""
+        self._check_open()
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As many bytes as are asked for, fewer at the end only."""
+        left = max(0, self._size_bytes - self._position)
+        wanted = left if size is None or size < 0 else min(size, left)
+        chunks = []
+        while wanted > 0:
+            view = self._view()[:wanted]
+            chunks.append(bytes(view))
+            self._position += len(view)
+            wanted -= len(view)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """Bytes that are there already, or one range of them."""
+        view = self._view() if size else memoryview(b"")
+        data = bytes(view if size < 0 else view[:size])
+        self._position += len(data)
+        return data
+
+    def peek(self, _size: int = 0, /) -> bytes:
+        """Bytes at the position, which stays."""
+        return bytes(self._view()[: io.DEFAULT_BUFFER_SIZE])
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fills a buffer, fewer bytes at the end only."""
+        target = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(target):
+            view = self._view()[: len(target) - done]
+            if not view:
+                break
+            target[done : done + len(view)] = view
+            done += len(view)
+            self._position += len(view)
+        return done
+
+    def readinto1(self, buffer: Any, /) -> int:
+        """As `readinto`, with one range at most."""
+        target = memoryview(buffer).cast("B")
+        view = self._view()[: len(target)]
+        target[: len(view)] = view
+        self._position += len(view)
+        return len(view)
+
+    def close(self) -> None:
+        """Lets go of what was fetched; safe to repeat."""
+        if not self.closed:
+            self._drop_ahead()
+            self._keep(_Block(0, memoryview(b"")))
+        super().close()
+
+    def _view(self) -> memoryview:
+        """What there is from the position on; empty at the end only."""
+        self._check_open()
+        position = self._position
+        if position >= self._size_bytes:
+            return memoryview(b"")
+        if not self._block.start <= position < self._block.end:
+            self._load(position)
+        return self._block.data[position - self._block.start :]
+
+    def _load(self, position: int) -> None:
+        if position == self._block.end and position:
+            # Read on to here: it will go on, so ever larger ranges pay.
+            self._next_bytes = min(2 * self._next_bytes, _LARGEST_BYTES)
+        elif not (self._ahead and self._ahead[0].start == position):
+            self._next_bytes = _FIRST_BYTES
+        if self._ahead and self._ahead[0].start == position:
+            ahead = self._ahead.popleft()
+            try:
+                block = _Block(position, ahead.future.result(), ahead.num_bytes)
+            except BaseException:
+                self._budget.give_back(ahead.num_bytes)
+                raise
+            self._keep(block)
+        else:
+            self._drop_ahead()
+            self._keep(_Block(position, self._fetch(position, self._range_at(position))))
+        if self._next_bytes > _FIRST_BYTES:
+            self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        last = self._ahead[-1] if self._ahead else None
+        start = last.start + last.num_bytes if last else self._block.end
+        while len(self._ahead) < _BLOCKS_AHEAD and (num_bytes := self._range_at(start)):
+            if not self._budget.try_take(num_bytes):
+                return
+            self._ahead.append(_Ahead(start, num_bytes, _pool().submit(self._fetch, start, num_bytes)))
+            start += num_bytes
+
+    def _range_at(self, start: int) -> int:
+        return max(0, min(self._next_bytes, self._size_bytes - start))
+
+    def _drop_ahead(self) -> None:
+        while self._ahead:
+            ahead = self._ahead.popleft()
+            # The memory is free when the thread is done with it, not before.
+            ahead.future.cancel()
+            ahead.future.add_done_callback(functools.partial(self._give_back, ahead.num_bytes))
+
+    def _give_back(self, num_bytes: int, _future: Future[memoryview]) -> None:
+        self._budget.give_back(num_bytes)
+
+    def _keep(self, block: _Block) -> None:
+        held, self._block = self._block, block
+        if held.held_bytes:
+            self._budget.give_back(held.held_bytes)
+
+    def _open(self) -> tuple[int, memoryview]:
+        try:
+            with self._client.telling("read", self._name):
+                return self._request(0, _FIRST_BYTES)
+        except StoreNotFoundError:
+            raise
+        except StorageError:
+            # Of an object without bytes no range can be asked for.
+            found = look(self._client, self._name)
+            if found is None or found.size_bytes:
+                raise
+            return 0, memoryview(b"")
+
+    def _fetch(self, start: int, num_bytes: int) -> memoryview:
+        with self._client.telling("read", self._name):
+            size_bytes, data = self._request(start, num_bytes)
+        if size_bytes != self._size_bytes or len(data) != num_bytes:
+            raise StorageUnavailableError(
+                f"Cannot read {self._url!r}: {len(data)} bytes came instead of {num_bytes}; try again"
+            )
+        return data
+
+    def _request(self, start: int, num_bytes: int) -> tuple[int, memoryview]:
+        client = self._client
+        result = client.obstore.get(client.handle(), self._name, options={"range": (start, start + num_bytes)})
+        size_bytes, e_tag = int(result.meta["size"]), result.meta["e_tag"]
+        # Not asked of the server (If-Match): some compare the tag with other quotation marks than they gave.
+        if self._e_tag is not None and e_tag != self._e_tag:
+            raise StorageError(f"Cannot read {self._url!r}: it was replaced while it was being read; open it again")
+        self._e_tag = e_tag
+        return size_bytes, memoryview(result.bytes())
+
+    @property
+    def _url(self) -> str:
+        return f"{self._client.place.root}/{self._name}"
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+
+class _Threads:
+    """The threads that read ahead, for all readers of this process."""
+
+    def __init__(self) -> None:
+        self.pool: ThreadPoolExecutor | None = None
+
+    def forget(self) -> None:
+        self.pool = None
+
+
+_threads = _Threads()
+os.register_at_fork(after_in_child=_threads.forget)
+
+
+def _pool() -> ThreadPoolExecutor:
+    if _threads.pool is None:
+        _threads.pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="holdfast-read")
+    return _threads.pool

@@ -1,0 +1,207 @@
+"""Sends an open file to an object store: each byte read once, in bounded memory, and looked at before it is believed.
+
+An object appears whole or not at all, on every such store: a body that breaks off makes none. What has to be guarded against
+is the opposite, a write that is thought to have failed, or to have been another's, because the answer to it was lost. Each
+write therefore carries a random text of its own (`NONCE`), by which it is recognised.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from typing import NoReturn
+
+from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
+from holdfast.stores.base import Hasher
+from holdfast.stores.local_copy import ended_early
+from holdfast.stores.local_errors import storage_error
+from holdfast.stores.object_client import Client
+from holdfast.stores.object_look import NONCE, look
+from holdfast.stores.object_memory import budget
+
+_log = logging.getLogger("holdfast")
+# Larger files go up in parts of this size, several at once. More of it is faster, and costs memory for each file on its way.
+PART_BYTES = 8 << 20
+_PARTS_AT_ONCE = 4
+# Of S3 and Google Cloud; Azure has 50,000.
+_MOST_PARTS = 10_000
+_MIB = 1 << 20
+
+
+def put_descriptor(client: Client, name: str, source: int, size_bytes: int, hasher: Hasher | None) -> None:
+    """Stores the first `size_bytes` of an open file as a new object.
+
+    Raises:
+        StoreExistsError: Something lies at the name; the hasher was not fed.
+        StorageError: Reading or sending failed, and no object is there; `__cause__` is the `OSError` of a failed reading.
+    """
+    if size_bytes <= PART_BYTES:
+        # The library holds what it sends once more.
+        with budget().hold(2 * size_bytes):
+            _put_whole(client, name, source, size_bytes, hasher)
+        return
+    if look(client, name) is not None:
+        raise _exists(client, name)
+    part_bytes = max(PART_BYTES, -(-size_bytes // (_MOST_PARTS * _MIB)) * _MIB)
+    at_once = max(1, min(_PARTS_AT_ONCE, budget().limit_bytes // part_bytes - 1))
+    with budget().hold((at_once + 1) * part_bytes):  # one is being read while the others are on their way
+        _put_parts(client, name, _Parts(source, size_bytes, part_bytes, hasher), at_once)
+
+
+def _put_whole(client: Client, name: str, source: int, size_bytes: int, hasher: Hasher | None) -> None:
+    nonce = secrets.token_hex(16)
+    data = _read(client, name, source, size_bytes)
+    if not client.exclusive and look(client, name) is not None:
+        raise _exists(client, name)
+    try:
+        with client.telling("store", name):
+            client.obstore.put(
+                client.handle(),
+                name,
+                data,
+                attributes={NONCE: nonce},
+                mode="create" if client.exclusive else "overwrite",
+                use_multipart=False,
+            )
+    except (StoreExistsError, StorageUnavailableError):
+        # The library sends again what got no answer, and then meets its own object.
+        if not _is_ours(client, name, nonce, size_bytes):
+            raise
+    try:
+        if hasher is not None:
+            hasher.update(data)
+        _verify(client, name, nonce, size_bytes)
+    except BaseException:
+        _remove(client, name)
+        raise
+
+
+def _put_parts(client: Client, name: str, parts: _Parts, at_once: int) -> None:
+    nonce = secrets.token_hex(16)
+    try:
+        with client.telling("store", name):
+            # Ended by an error, of the network or of the reading, the library aborts the upload: no part stays behind.
+            client.obstore.put(
+                client.handle(),
+                name,
+                parts,
+                attributes={NONCE: nonce},
+                use_multipart=True,
+                chunk_size=parts.part_bytes,
+                max_concurrency=at_once,
+            )
+    except StorageError as error:
+        if parts.error is not None:
+            _raise_reading_error(client, name, parts.error)
+        # The answer to the last step may have been lost, and the step, sent again, have found nothing left to do.
+        if not _is_ours(client, name, nonce, parts.size_bytes):
+            if isinstance(error, StoreNotFoundError):
+                raise StorageUnavailableError(
+                    f"Cannot store {client.place.root}/{name}: the upload vanished before it was complete; try again"
+                ) from None
+            raise
+    _verify(client, name, nonce, parts.size_bytes)
+
+
+class _Parts:
+    """The parts of an open file in order, each read and hashed when the library asks for it.
+
+    Attributes:
+        error: What ended the reading early, if anything did.
+    """
+
+    def __init__(self, source: int, size_bytes: int, part_bytes: int, hasher: Hasher | None) -> None:
+        self.size_bytes = size_bytes
+        self.part_bytes = part_bytes
+        self.error: BaseException | None = None
+        self._source = source
+        self._hasher = hasher
+        self._offset = 0
+
+    def __iter__(self) -> _Parts:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._offset >= self.size_bytes:
+            raise StopIteration
+        try:
+            data = _read_exactly(self._source, self._offset, min(self.part_bytes, self.size_bytes - self._offset))
+            if self._hasher is not None:
+                self._hasher.update(data)
+        except BaseException as error:
+            self.error = error
+            raise
+        self._offset += len(data)
+        return data
+
+
+def _read(client: Client, name: str, source: int, size_bytes: int) -> bytes:
+    try:
+        return _read_exactly(source, 0, size_bytes)
+    except OSError as error:
+        _raise_reading_error(client, name, error)
+
+
+def _read_exactly(source: int, offset: int, num_bytes: int) -> bytes:
+    data = os.pread(source, num_bytes, offset)
+    if len(data) == num_bytes:
+        return data
+    # One call of the kernel need not give all; no more at all is the end.
+    chunks = [data]
+    read_bytes = len(data)
+    while read_bytes < num_bytes:
+        if not chunks[-1]:
+            raise ended_early(offset + read_bytes)
+        chunks.append(os.pread(source, num_bytes - read_bytes, offset + read_bytes))
+        read_bytes += len(chunks[-1])
+    return b"".join(chunks)
+
+
+def _raise_reading_error(client: Client, name: str, error: BaseException) -> NoReturn:
+    if isinstance(error, OSError):
+        raise storage_error("store", f"{client.place.root}/{name}", error) from error
+    raise error
+
+
+def _is_ours(client: Client, name: str, nonce: str, size_bytes: int) -> bool:
+    """Whether the write that got no clear answer has happened, whole.
+
+    A server that keeps no user metadata cannot tell whose the object is. Its size then has to do: nothing lay there before,
+    and what another rank writes there at this instant is compared by its digest when the ranks' files are merged.
+    """
+    found = look(client, name)
+    return found is not None and found.size_bytes == size_bytes and found.nonce in (nonce, None)
+
+
+def _verify(client: Client, name: str, nonce: str, size_bytes: int) -> None:
+    """Looks at what was stored: an answer that says "done" is no proof.
+
+    Raises:
+        StorageError: It is not there, or has another size.
+    """
+    found = look(client, name)
+    if found is None:
+        raise StorageUnavailableError(
+            f"Cannot store {client.place.root}/{name}: the store said that it has it, and now says that it has not"
+        )
+    if found.size_bytes != size_bytes:
+        if found.nonce == nonce:
+            _remove(client, name)
+        raise StorageError(
+            f"Cannot store {client.place.root}/{name}: {found.size_bytes} bytes lie there instead of {size_bytes}; "
+            "another program writes there, or something between here and the store alters what it passes on"
+        )
+
+
+def _remove(client: Client, name: str) -> None:
+    """Takes back what was stored; the error to be seen is the one that led here."""
+    try:
+        with client.telling("remove", name):
+            client.obstore.delete(client.handle(), name)
+    except StorageError as error:
+        _log.warning("an object that is not wanted any more could not be removed: %s", error)
+
+
+def _exists(client: Client, name: str) -> StoreExistsError:
+    return StoreExistsError(f"Cannot store {client.place.root}/{name}: something lies there")

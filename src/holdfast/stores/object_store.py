@@ -1,0 +1,291 @@
+"""A store that is a bucket of S3, Google Cloud Storage or Azure, or a prefix in one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from holdfast.errors import StorageError, StoreExistsError, StoreNotFoundError
+from holdfast.stores.base import AppendHandle, Capabilities, Hasher, Store, StoreEntry, StoreLock
+from holdfast.stores.local_write import temporary_name
+from holdfast.stores.object_client import Client, client_of
+from holdfast.stores.object_keys import key_of, name_of
+from holdfast.stores.object_look import look
+from holdfast.stores.object_open import ObjectReader
+from holdfast.stores.object_put import put_descriptor
+from holdfast.stores.object_url import Place, parse_url
+
+_log = logging.getLogger("holdfast")
+# As many as one request of S3 deletes, and as one page of a listing has.
+_PAGE = 1000
+
+
+class ObjectStore(Store):
+    """A prefix of a bucket as a store; see `Store` for what each method promises.
+
+    Every object appears whole or not at all. There are no directories: a listing makes them up from the names, and what makes
+    one does nothing. Nothing can be renamed, appended to or locked. What a write has returned is as durable as the service
+    makes it.
+
+    Costs, in requests: `read`, `write`, `create`, `delete`, opening, and a page of 1,000 entries of a listing are one each;
+    `put_file` is two for a small file; `exists` is one, and a second where there is no object.
+
+    Args:
+        url: `s3://bucket/prefix?option=value`; see `object_url` for the schemes and options.
+
+    Raises:
+        ConfigurationError: The URL names no bucket, or has an option that is not known.
+    """
+
+    def __init__(self, url: str) -> None:
+        place, prefix = parse_url(url)
+        self._assign(place, name_of("", prefix))
+
+    def _assign(self, place: Place, prefix: str) -> None:
+        self._place = place
+        self._prefix = prefix
+        self._client: Client = client_of(place)
+
+    @classmethod
+    def _of(cls, place: Place, prefix: str) -> ObjectStore:
+        store = cls.__new__(cls)
+        store._assign(place, prefix)
+        return store
+
+    def __reduce__(self) -> Any:
+        # What came from the environment is not part of it, and is found there again.
+        return ObjectStore._of, (self._place, self._prefix)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectStore) and (other._place, other._prefix) == (self._place, self._prefix)
+
+    def __hash__(self) -> int:
+        return hash((self._place, self._prefix))
+
+    def __repr__(self) -> str:
+        return f"ObjectStore({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The URL without its options, which may hold secrets."""
+        key = key_of("", self._prefix)
+        return f"{self._place.root}/{key}" if key else self._place.root
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Durable writes, and exclusive creation unless `prepare` found that the server ignores it."""
+        return Capabilities(
+            atomic_rename=False,
+            exclusive_create=self._client.exclusive,
+            append=False,
+            durable_writes=True,
+            kernel_lock=False,
+            links=False,
+        )
+
+    def child(self, key: str) -> ObjectStore:
+        """A prefix below this one as a store."""
+        return ObjectStore._of(self._place, self._name(key))
+
+    def local_path(self, key: str = "") -> Path | None:
+        """None: nothing lies on this machine."""
+        return None
+
+    def prepare(self) -> None:
+        """Writes, lists and deletes a probe object, and finds out whether creation is exclusive.
+
+        Raises:
+            StorageAccessError: There is no such bucket, a right is missing, or the credentials or the region are wrong.
+            StorageUnavailableError: The endpoint cannot be reached.
+        """
+        client = self._client
+        # A death in here leaves an object of a few bytes, which the next start of the run collects by its name.
+        name = self._name(temporary_name())
+        handle, obstore = client.handle(probe=True), client.obstore
+        is_exclusive = True
+        try:
+            with client.telling("write to", name):
+                obstore.put(handle, name, b"holdfast", mode="create", use_multipart=False)
+        except StoreExistsError:
+            pass  # the first answer was lost: nobody else knows this name
+        except StorageError as error:
+            if type(error) is not StorageError:
+                raise
+            # A server that refuses conditions instead of ignoring them may still take a plain write.
+            is_exclusive = False
+            with client.telling("write to", name):
+                obstore.put(handle, name, b"holdfast", use_multipart=False)
+        if is_exclusive:
+            try:
+                with client.telling("write to", name):
+                    obstore.put(handle, name, b"again", mode="create", use_multipart=False)
+                is_exclusive = False
+            except StoreExistsError:
+                pass
+        with client.telling("list", self._prefix):
+            next(iter(obstore.list(handle, self._prefix or None, chunk_size=1)), None)
+        with client.telling("delete from", name):
+            obstore.delete(handle, name)
+        if client.exclusive and not is_exclusive:
+            _log.warning(
+                "%s overwrites objects that were to be created only if they are not there (it ignores If-None-Match): should "
+                "two drivers start one run in the same instant, both may go on; everything else is as safe as elsewhere",
+                self._place.root,
+            )
+        client.exclusive = is_exclusive
+
+    def exists(self, key: str) -> bool:
+        """Whether an object has this name, or a name below it."""
+        name = self._name(key)
+        if key and look(self._client, name) is not None:
+            return True
+        with self._client.telling("list", name):
+            return next(iter(self._pages(name, 1)), None) is not None
+
+    def read(self, key: str) -> bytes:
+        """The whole object."""
+        name = self._name(key)
+        with self._client.telling("read", name):
+            return bytes(self._client.obstore.get(self._client.handle(), name).bytes())
+
+    def open_read(self, key: str) -> BinaryIO:
+        """The object, fetched in ranges as they are read, and ahead of that."""
+        return cast("BinaryIO", ObjectReader(self._client, self._name(key)))
+
+    def write(self, key: str, data: bytes) -> None:
+        """One request, which replaces."""
+        self._put("write", key, data, "overwrite")
+
+    def create(self, key: str, data: bytes) -> None:
+        """One request with the condition that nothing is there; where the server ignores it, a look before."""
+        if not self._client.exclusive and look(self._client, self._name(key)) is not None:
+            raise StoreExistsError(f"Cannot create {self.url}/{key}: something lies there")
+        self._put("create", key, data, "create" if self._client.exclusive else "overwrite")
+
+    def put_file(self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None) -> None:
+        """Sends small files whole and larger ones in parts; the mode is not kept, and holes are sent as zeros."""
+        put_descriptor(self._client, self._name(key), source, size_bytes, hasher)
+
+    def adopt_file(self, key: str, source: str | int) -> bool:
+        """False: it has to be sent."""
+        return False
+
+    def put_symlink(self, key: str, target: str) -> None:
+        """Does nothing."""
+
+    def make_directory(self, key: str) -> None:
+        """Does nothing."""
+
+    def list(self, key: str = "", *, recursive: bool = False) -> Iterator[StoreEntry]:
+        """Pages of 1,000 entries, each fetched when it is come to; of one level all at once."""
+        prefix = self._name(key)
+        return self._list_all(prefix) if recursive else self._list_level(prefix)
+
+    def rename(self, source: str, target: str) -> None:
+        """Not possible.
+
+        Raises:
+            StorageError: Always.
+        """
+        raise StorageError(f"Cannot rename {source!r} in {self.url!r}: object stores have no renaming")
+
+    def delete(self, key: str) -> None:
+        """One request."""
+        name = self._name(key)
+        try:
+            with self._client.telling("delete", name):
+                self._client.obstore.delete(self._client.handle(), name)
+        except StoreNotFoundError:
+            return
+
+    def delete_tree(self, key: str) -> None:
+        """Deletes by the thousand what a listing shows, and an object of that very name."""
+        prefix = self._name(key)
+        if key:
+            self.delete(key)
+        with self._client.telling("delete", prefix):
+            for page in self._pages(prefix, _PAGE):
+                self._delete_page([str(entry["path"]) for entry in page])
+
+    def open_append(self, key: str) -> AppendHandle:
+        """Not possible.
+
+        Raises:
+            StorageError: Always.
+        """
+        raise StorageError(f"Cannot append to {key!r} in {self.url!r}: objects are written whole")
+
+    def lock(self, key: str, description: str) -> StoreLock | str:
+        """Not possible.
+
+        Raises:
+            StorageError: Always.
+        """
+        raise StorageError(f"Cannot lock {key!r} in {self.url!r}: object stores have no locks")
+
+    def sync(self, directory: str, files: Sequence[str]) -> None:
+        """Does nothing: what a write has returned is durable."""
+
+    def _name(self, key: str) -> str:
+        return name_of(self._prefix, key)
+
+    def _put(self, action: str, key: str, data: bytes, mode: str) -> None:
+        name = self._name(key)
+        with self._client.telling(action, name):
+            self._client.obstore.put(self._client.handle(), name, data, mode=mode, use_multipart=False)
+
+    def _pages(self, prefix: str, chunk_size: int) -> Iterator[Any]:
+        return iter(self._client.obstore.list(self._client.handle(), prefix or None, chunk_size=chunk_size))
+
+    def _list_all(self, prefix: str) -> Iterator[StoreEntry]:
+        # Other programs mark a directory by an empty object whose name ends in "/"; the library drops the slash. Names come
+        # in order, so such a mark stands right before what is below it.
+        held: Any = None
+        with self._client.telling("list", prefix):
+            for page in self._pages(prefix, _PAGE):
+                for entry in page:
+                    if held is not None and not entry["path"].startswith(f"{held['path']}/"):
+                        yield self._entry(held)
+                    held = None
+                    if entry["path"] == prefix:
+                        continue
+                    if entry["size"]:
+                        yield self._entry(entry)
+                    else:
+                        held = entry
+        if held is not None:
+            yield self._entry(held)
+
+    def _list_level(self, prefix: str) -> Iterator[StoreEntry]:
+        with self._client.telling("list", prefix):
+            found = self._client.obstore.list_with_delimiter(self._client.handle(), prefix or None)
+        directories = {str(each).rstrip("/") for each in found["common_prefixes"]}
+        for name in directories:
+            yield StoreEntry(key_of(self._prefix, name), 0, is_directory=True, mtime_s=0.0)
+        for entry in found["objects"]:
+            if entry["path"] != prefix and entry["path"] not in directories:
+                yield self._entry(entry)
+
+    def _entry(self, entry: Any) -> StoreEntry:
+        return StoreEntry(
+            key=key_of(self._prefix, str(entry["path"])),
+            size_bytes=int(entry["size"]),
+            is_directory=False,
+            mtime_s=entry["last_modified"].timestamp(),
+        )
+
+    def _delete_page(self, names: Sequence[str]) -> None:
+        try:
+            self._client.obstore.delete(self._client.handle(), names)
+        except Exception as error:
+            # Where deleting is one request an object, one that is gone already ends the rest.
+            if not isinstance(self._client.error("delete", "", error), StoreNotFoundError):
+                raise
+            for name in names:
+                try:
+                    with self._client.telling("delete", name):
+                        self._client.obstore.delete(self._client.handle(), name)
+                except StoreNotFoundError:
+                    continue

@@ -1,0 +1,198 @@
+"""URLs of object stores as people write them: `s3://bucket/prefix?region=eu-west-1`, and the forms of other programs.
+
+Options come from the URL and from the environment, as the cloud's own tools read it (`AWS_…`, `GOOGLE_…`, `AZURE_…`); the URL
+wins. A secret may be in a URL and is used, but it is never part of what is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from holdfast.errors import ConfigurationError
+
+SCHEMES = {
+    "s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "az": "az", "azure": "az", "adl": "az",
+    "abfs": "az", "abfss": "az",
+}  # fmt: skip
+"""The service of each scheme of a URL."""
+
+# What our own clients obey, for every service; seconds, or numbers.
+CLIENT_OPTIONS = frozenset({"connect_timeout", "request_timeout", "retry_timeout", "max_retries", "allow_http"})
+
+# Options that other programs have in such URLs, by the name that they have here. pyarrow's come first.
+_ALIASES = {
+    "endpoint_override": "endpoint", "endpoint_url": "endpoint", "anonymous": "skip_signature", "anon": "skip_signature",
+    "access_key": "access_key_id", "secret_key": "secret_access_key", "aws_access_key_id": "access_key_id",
+    "aws_secret_access_key": "secret_access_key", "aws_session_token": "session_token", "token": "session_token",
+    "force_virtual_addressing": "virtual_hosted_style_request",
+}  # fmt: skip
+# Of pyarrow's options those that say nothing about where and how bytes are stored here.
+_WITHOUT_MEANING = frozenset(
+    {"allow_bucket_creation", "allow_bucket_deletion", "background_writes", "allow_delayed_open", "tls_ca_file_path"}
+)
+_OPTIONS = {
+    "s3": frozenset(
+        {
+            "access_key_id", "secret_access_key", "session_token", "region", "endpoint", "skip_signature", "profile",
+            "virtual_hosted_style_request", "unsigned_payload", "checksum_algorithm", "server_side_encryption",
+            "sse_kms_key_id", "sse_bucket_key_enabled", "sse_customer_key_base64", "request_payer", "s3_express",
+            "metadata_endpoint", "disable_tagging",
+        }
+    ),
+    "gs": frozenset({"service_account", "service_account_key", "application_credentials", "skip_signature"}),
+    "az": frozenset(
+        {
+            "account_name", "account_key", "sas_key", "client_id", "client_secret", "tenant_id", "authority_id",
+            "endpoint", "use_emulator", "skip_signature", "use_azure_cli", "bearer_token",
+        }
+    ),
+}  # fmt: skip
+_SECRETS = frozenset(
+    {
+        "access_key_id", "secret_access_key", "session_token", "sse_customer_key_base64", "service_account_key",
+        "account_key", "sas_key", "client_secret", "bearer_token",
+    }
+)  # fmt: skip
+_SECRET_VARIABLES = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET", "GOOGLE_SERVICE_ACCOUNT_KEY",
+)  # fmt: skip
+# The first that is set counts.
+_S3_VARIABLES = {
+    "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+    "profile": ("AWS_PROFILE",),
+}
+_TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
+_SWITCHES = frozenset({"allow_http", "skip_signature", "virtual_hosted_style_request"})
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+_SHORTEST_SECRET = 4
+
+
+@dataclass(frozen=True, repr=False)
+class Place:
+    """A bucket, and how to reach it.
+
+    Attributes:
+        service: `s3`, `gs` or `az`.
+        bucket: The bucket's (or container's) name.
+        root: The URL of the whole bucket; it holds no secret.
+        options: What the URL said, under the client's names, sorted; it may hold secrets.
+    """
+
+    service: str
+    bucket: str
+    root: str
+    options: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        return f"Place({self.root!r})"
+
+    def option(self, name: str) -> str | None:
+        """What the URL said of an option."""
+        return dict(self.options).get(name)
+
+    def secrets(self) -> list[str]:
+        """Every text that must not be shown: of the URL and of the environment."""
+        found = [value for name, value in self.options if name in _SECRETS]
+        found += [os.environ.get(name, "") for name in _SECRET_VARIABLES]
+        # Of shorter ones ("test") every text is full; the longest first, for one may hold another.
+        return sorted((each for each in found if len(each) > _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def parse_url(url: str) -> tuple[Place, str]:
+    """The place and the prefix in it that a URL names.
+
+    Raises:
+        ConfigurationError: It names no bucket, or has an option that is not known; the text shows no secret.
+    """
+    parts = urllib.parse.urlsplit(url, allow_fragments=False)
+    scheme = parts.scheme.lower()
+    service = SCHEMES[scheme]
+    userinfo, _, host = parts.netloc.rpartition("@")
+    options: dict[str, str] = {}
+    if scheme in ("abfs", "abfss") and userinfo:
+        # abfss://container@account.dfs.core.windows.net/prefix
+        bucket, root = urllib.parse.unquote(userinfo), f"{scheme}://{userinfo}@{host}"
+        options["account_name"] = host.partition(".")[0]
+    else:
+        bucket, root = host, f"{scheme}://{host}"
+        if userinfo:
+            name, _, secret = userinfo.partition(":")
+            names = {"s3": ("access_key_id", "secret_access_key"), "az": ("account_name", "account_key")}.get(service)
+            if names is None:
+                raise ConfigurationError(
+                    f"{shown(url)!r}: a {scheme}:// URL takes no user and password; see its options"
+                )
+            options.update(zip(names, (urllib.parse.unquote(name), urllib.parse.unquote(secret)), strict=True))
+    if not bucket:
+        raise ConfigurationError(f"{shown(url)!r} names no bucket; write {scheme}://bucket/prefix")
+    options.update(_read_options(service, parts.query, shown(url)))
+    prefix = "/".join(part for part in parts.path.split("/") if part)
+    return Place(service, bucket, root, tuple(sorted(options.items()))), prefix
+
+
+def shown(url: str) -> str:
+    """A URL without what may be a secret: the password and the options.
+
+    The container in `abfss://container@account…` stays: it is no secret.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    rest = rest.partition("?")[0]
+    authority, slash, path = rest.partition("/")
+    userinfo, at, host = authority.rpartition("@")
+    if at and not (scheme.lower() in ("abfs", "abfss") and ":" not in userinfo):
+        authority = host
+    return f"{scheme}://{authority}{slash}{path}"
+
+
+def _read_options(service: str, query: str, where: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in urllib.parse.parse_qsl(query, keep_blank_values=True):
+        plain = _ALIASES.get(name.lower(), name.lower())
+        if plain in _WITHOUT_MEANING:
+            continue
+        if plain not in _OPTIONS[service] and plain not in CLIENT_OPTIONS and plain != "scheme":
+            known = ", ".join(sorted(_OPTIONS[service] | CLIENT_OPTIONS | {"scheme"}))
+            raise ConfigurationError(f"{where!r} has the option {name!r}, which is not known; there are: {known}")
+        _check(plain, value, where)
+        options[plain] = value
+    scheme = options.pop("scheme", None)
+    if scheme is not None and scheme not in ("http", "https"):
+        raise ConfigurationError(f"{where!r}: scheme must be http or https, not {scheme!r}")
+    endpoint = options.get("endpoint")
+    if endpoint is not None and "://" not in endpoint:
+        options["endpoint"] = f"{scheme or 'https'}://{endpoint}"
+    # Whoever writes http:// means it.
+    if options.get("endpoint", "").startswith("http://"):
+        options.setdefault("allow_http", "true")
+    return options
+
+
+def _check(name: str, value: str, where: str) -> None:
+    if name in _SWITCHES and value.lower() not in _TRUE | _FALSE:
+        raise ConfigurationError(f"{where!r}: {name} must be true or false")
+    if name in CLIENT_OPTIONS - _SWITCHES and not _NUMBER.fullmatch(value):
+        raise ConfigurationError(f"{where!r}: {name} must be a number")
+
+
+def is_on(value: str | None) -> bool:
+    """Whether a switch is on."""
+    return value is not None and value.lower() in _TRUE
+
+
+def from_environment(service: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """What the client itself does not read from the environment, though the cloud's own tools do."""
+    if service != "s3":
+        return {}
+    found = {
+        name: next((environment[each] for each in variables if environment.get(each)), "")
+        for name, variables in _S3_VARIABLES.items()
+    }
+    return {name: value for name, value in found.items() if value}
