@@ -19,11 +19,12 @@ SLOW_DOWN = SLOW_DOWN % len(SLOW_DOWN.partition(b"\r\n\r\n")[2])
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-def answer(status: int, code: str, message: str = "said by the test") -> bytes:
-    """An error of the server."""
-    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
-    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    return head.encode() + body
+def answer(status: int, code: str, message: str = "said by the test", *, key: str = "") -> bytes:
+    """An error of the server; with a key, one within the answer to a bulk deletion."""
+    body = f"<Error><Key>{key}</Key><Code>{code}</Code><Message>{message}</Message></Error>"
+    body = f"<DeleteResult>{body}</DeleteResult>" if key else body
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/xml\r\nContent-Length: {len(body.encode())}\r\n"
+    return f"{head}Connection: close\r\n\r\n{body}".encode()
 
 
 @dataclass
@@ -34,21 +35,23 @@ class Fault:
         method: Of the requests that are meant; empty for any.
         contains: A part of their path, or of their headers.
         times: How many of them, from the first that comes; -1 for all.
-        answers: What they are answered instead of being passed on.
+        answers: What they are answered instead of being passed on; or what makes it from their body.
         loses_answer: They are passed on, and the answer is not.
         cuts_request_at: How many bytes of them are read before the connection breaks.
         cuts_answer_at: How many bytes of the answer come through before the connection breaks.
         stalls: They get no answer and no end.
+        drops_header: A header that is taken from them, lower case.
     """
 
     method: str = ""
     contains: str = ""
     times: int = 1
-    answers: bytes | None = None
+    answers: bytes | Callable[[bytes], bytes] | None = None
     loses_answer: bool = False
     cuts_request_at: int | None = None
     cuts_answer_at: int | None = None
     stalls: bool = False
+    drops_header: str = ""
 
 
 @dataclass
@@ -108,10 +111,11 @@ class Proxy:
             self._ended.wait()
             return
         if fault.answers is not None:
-            client.sendall(fault.answers)
+            client.sendall(fault.answers if isinstance(fault.answers, bytes) else fault.answers(body))
             return
         with socket.create_connection(("127.0.0.1", self.target_port), timeout=30) as server:
-            lines = [each for each in head.split(b"\r\n") if not each.lower().startswith(b"connection:")]
+            dropped = ("connection:", f"{fault.drops_header}:") if fault.drops_header else ("connection:",)
+            lines = [each for each in head.split(b"\r\n") if not each.decode("latin-1").lower().startswith(dropped)]
             server.sendall(b"\r\n".join(lines) + b"\r\nConnection: close\r\n\r\n" + body)
             response = b"".join(iter(lambda: server.recv(1 << 20), b""))
         if fault.loses_answer:

@@ -83,8 +83,11 @@ class Client:
             yield
         except (StorageError, ConfigurationError):
             raise
-        except Exception as error:  # noqa: BLE001 - the library's errors have no common class (some are built in)
-            raise self.error(action, name, error) from None
+        except BaseException as error:
+            # The library's errors have no common class (some are built in), and a bug of its own, a panic, is no Exception.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise self.error(action, name, error) from None
+            raise
 
     def error(self, action: str, name: str, error: BaseException) -> StorageError:
         """The `StorageError` for what obstore raised."""

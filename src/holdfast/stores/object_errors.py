@@ -19,7 +19,8 @@ from holdfast.errors import (
 
 _LONGEST_REASON = 400
 _STATUS = re.compile(r"status(?: code)?: (\d{3})")
-_CODE = re.compile(r"<Code>([^<]*)</Code>")
+# In an answer; and as the library has it of an answer that was a success for some objects and none for others.
+_CODE = re.compile(r'<Code>([^<]*)</Code>|\bcode: \\?"(\w+)')
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _REGION = re.compile(r"expecting \\?'([a-z0-9-]+)\\?'|<Region>([^<]*)</Region>")
 # Where a machine of a cloud asks for its credentials: reached only when nothing else gave any.
@@ -90,7 +91,7 @@ def object_error(
     """
     detail = str(error)
     status = int(found[1]) if (found := _STATUS.search(detail)) else None
-    code = found[1] if (found := _CODE.search(detail)) else ""
+    code = found[1] or found[2] if (found := _CODE.search(detail)) else ""
     kind, remedy = _judge(type(error).__name__, detail, status, code, service, endpoint)
     reason = _hidden(_reason(detail, status, code), secrets)
     text = f"Cannot {action} {url!r}: {remedy}" if remedy else f"Cannot {action} {url!r}"
@@ -115,13 +116,14 @@ def _judge(
         return StorageUnavailableError, "another write to it is under way; try again"
     if code in _BUSY or status == 429 or (status is not None and status >= 500 and status != 501):
         return StorageUnavailableError, "the store is overloaded or out of order; try again later"
-    if name in ("FileNotFoundError", "NotFoundError"):
+    # Not for every request does the library turn the status into a class of its own.
+    if name in ("FileNotFoundError", "NotFoundError") or status == 404:
         return StoreNotFoundError, "there is no such object"
-    if name in ("AlreadyExistsError", "PreconditionError"):
+    if name in ("AlreadyExistsError", "PreconditionError") or status in (409, 412):
         return StoreExistsError, "something lies there"
-    if name == "PermissionDeniedError":
+    if name == "PermissionDeniedError" or status == 403 or code == "AccessDenied":
         return StorageAccessError, f"these credentials may not; they need {_RIGHTS[service]}"
-    if name == "UnauthenticatedError":
+    if name == "UnauthenticatedError" or status == 401:
         return StorageAccessError, f"the credentials are missing or wrong; correct {_VARIABLES[service]}"
     if name in ("NotSupportedError", "NotImplementedError") or status == 501:
         return StorageError, "this store does not support it"

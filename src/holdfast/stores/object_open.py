@@ -101,6 +101,7 @@ class ObjectReader(io.BufferedIOBase):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """As many bytes as are asked for, fewer at the end only."""
+        self._check_open()
         left = max(0, self._size_bytes - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
         chunks = []

@@ -64,10 +64,9 @@ def _put_whole(client: Client, name: str, source: int, size_bytes: int, hasher: 
                 mode="create" if client.exclusive else "overwrite",
                 use_multipart=False,
             )
-    except (StoreExistsError, StorageUnavailableError):
-        # The library sends again what got no answer, and then meets its own object.
-        if not _is_ours(client, name, nonce, size_bytes):
-            raise
+    except (StoreExistsError, StorageUnavailableError) as error:
+        # The answer was lost; or the library, sending again what got none, met its own object.
+        _settle(client, name, nonce, size_bytes, error)
     try:
         if hasher is not None:
             hasher.update(data)
@@ -95,12 +94,7 @@ def _put_parts(client: Client, name: str, parts: _Parts, at_once: int) -> None:
         if parts.error is not None:
             _raise_reading_error(client, name, parts.error)
         # The answer to the last step may have been lost, and the step, sent again, have found nothing left to do.
-        if not _is_ours(client, name, nonce, parts.size_bytes):
-            if isinstance(error, StoreNotFoundError):
-                raise StorageUnavailableError(
-                    f"Cannot store {client.place.root}/{name}: the upload vanished before it was complete; try again"
-                ) from None
-            raise
+        _settle(client, name, nonce, parts.size_bytes, error)
     _verify(client, name, nonce, parts.size_bytes)
 
 
@@ -164,14 +158,25 @@ def _raise_reading_error(client: Client, name: str, error: BaseException) -> NoR
     raise error
 
 
-def _is_ours(client: Client, name: str, nonce: str, size_bytes: int) -> bool:
-    """Whether the write that got no clear answer has happened, whole.
+def _settle(client: Client, name: str, nonce: str, size_bytes: int, error: StorageError) -> None:
+    """Finds out what became of a write that got no clear answer; returns if it has happened, whole.
 
     A server that keeps no user metadata cannot tell whose the object is. Its size then has to do: nothing lay there before,
     and what another rank writes there at this instant is compared by its digest when the ranks' files are merged.
+
+    Raises:
+        StoreExistsError: Another's object is there.
+        StorageError: Nothing is there: what the write itself raised, where that says it.
     """
     found = look(client, name)
-    return found is not None and found.size_bytes == size_bytes and found.nonce in (nonce, None)
+    if found is None:
+        if isinstance(error, (StoreExistsError, StoreNotFoundError)):
+            raise StorageUnavailableError(
+                f"Cannot store {client.place.root}/{name}: it was taken away while it was being written; try again"
+            ) from None
+        raise error
+    if found.nonce not in (nonce, None) or found.size_bytes != size_bytes:
+        raise _exists(client, name) from None
 
 
 def _verify(client: Client, name: str, nonce: str, size_bytes: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from holdfast.errors import StorageError, StoreExistsError, StoreNotFoundError
+from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
 from holdfast.stores.base import AppendHandle, Capabilities, Hasher, Store, StoreEntry, StoreLock
 from holdfast.stores.local_write import temporary_name
 from holdfast.stores.object_client import Client, client_of
@@ -159,10 +159,20 @@ class ObjectStore(Store):
         self._put("write", key, data, "overwrite")
 
     def create(self, key: str, data: bytes) -> None:
-        """One request with the condition that nothing is there; where the server ignores it, a look before."""
-        if not self._client.exclusive and look(self._client, self._name(key)) is not None:
-            raise StoreExistsError(f"Cannot create {self.url}/{key}: something lies there")
-        self._put("create", key, data, "create" if self._client.exclusive else "overwrite")
+        """One request with the condition that nothing is there; where the server ignores it, a look before.
+
+        Where the answer was lost, and an object is there, that is said to exist: it may be ours.
+        """
+        name = self._name(key)
+        exists = StoreExistsError(f"Cannot create {self.url}/{key}: something lies there")
+        if not self._client.exclusive and look(self._client, name) is not None:
+            raise exists
+        try:
+            self._put("create", key, data, "create" if self._client.exclusive else "overwrite")
+        except StorageUnavailableError:
+            if look(self._client, name) is None:
+                raise
+            raise exists from None
 
     def put_file(self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None) -> None:
         """Sends small files whole and larger ones in parts; the mode is not kept, and holes are sent as zeros."""

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.errors import ConfigurationError, StorageError
+from holdfast.stores import open_store
+from holdfast.stores.object_keys import key_of, name_of
+from holdfast.stores.object_url import Place, from_environment, parse_url, shown
+
+
+@pytest.mark.parametrize(
+    ("url", "service", "bucket", "prefix", "shows"),
+    [
+        ("s3://bucket", "s3", "bucket", "", "s3://bucket"),
+        ("s3://bucket/", "s3", "bucket", "", "s3://bucket"),
+        ("S3://bucket/a//b/", "s3", "bucket", "a/b", "s3://bucket/a/b"),
+        ("s3a://bucket/a#b", "s3", "bucket", "a#b", "s3a://bucket/a#b"),
+        ("gs://bucket/a", "gs", "bucket", "a", "gs://bucket/a"),
+        ("az://container/a?account_name=x", "az", "container", "a", "az://container/a"),
+        (
+            "abfss://container@account.dfs.core.windows.net/a",
+            "az",
+            "container",
+            "a",
+            "abfss://container@account.dfs.core.windows.net/a",
+        ),
+        ("s3://key:secret@bucket/a?region=x", "s3", "bucket", "a", "s3://bucket/a"),
+    ],
+)
+def test_a_url_names_a_bucket_and_a_prefix(url: str, service: str, bucket: str, prefix: str, shows: str) -> None:
+    place, found = parse_url(url)
+    assert (place.service, place.bucket, found) == (service, bucket, prefix)
+    assert open_store(url).url == shows
+    assert shown(url).rstrip("/") == shows.replace("a/b", "a//b").replace("s3://bucket/a//b", url.rstrip("/"))
+
+
+def test_options_are_those_that_users_of_pyarrow_write() -> None:
+    place, _ = parse_url(
+        "s3://user:pass%2Fword@b/x?endpoint_override=127.0.0.1:9000&scheme=http&region=r&anonymous=true"
+        "&allow_bucket_creation=1&force_virtual_addressing=true"
+    )
+    assert dict(place.options) == {
+        "access_key_id": "user",
+        "secret_access_key": "pass/word",
+        "endpoint": "http://127.0.0.1:9000",
+        "region": "r",
+        "skip_signature": "true",
+        "allow_http": "true",
+        "virtual_hosted_style_request": "true",
+    }
+    assert place.option("region") == "r"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("s3:///x", "names no bucket"),
+        ("s3://b/x?regoin=r", "'regoin', which is not known; there are: .*region"),
+        ("s3://b/x?scheme=ftp", "http or https"),
+        ("s3://b/x?anonymous=perhaps", "true or false"),
+        ("s3://b/x?request_timeout=soon", "must be a number"),
+        ("gs://user:word@b/x", "no user and password"),
+        ("s3://b/x/../y", "no name that an object store can hold"),
+    ],
+)
+def test_a_url_that_cannot_work_is_refused(url: str, says: str) -> None:
+    with pytest.raises((ConfigurationError, StorageError), match=says):
+        open_store(url)
+
+
+def test_the_environment_is_read_as_the_clouds_own_tools_read_it() -> None:
+    found = from_environment("s3", {"AWS_ENDPOINT_URL": "http://e", "AWS_DEFAULT_REGION": "r", "AWS_PROFILE": "p"})
+    assert found == {"endpoint": "http://e", "region": "r", "profile": "p"}
+    assert (
+        from_environment("s3", {"AWS_ENDPOINT_URL_S3": "http://s", "AWS_ENDPOINT_URL": "http://e"})["endpoint"]
+        == "http://s"
+    )
+    assert from_environment("gs", {"AWS_REGION": "r"}) == {}
+
+
+def test_a_store_is_what_its_url_says() -> None:
+    store = open_store("s3://b/x?region=r&secret_key=THESECRET")
+    again = pickle.loads(pickle.dumps(store))
+    assert again == store
+    assert hash(again) == hash(store)
+    assert store.child("y") == open_store("s3://b/x/y?secret_key=THESECRET&region=r")
+    assert store != open_store("s3://b/x?region=other&secret_key=THESECRET")
+    assert "THESECRET" not in repr(store) + repr(parse_url("s3://b/x?secret_key=THESECRET")[0])
+    assert repr(Place("s3", "b", "s3://b", ())) == "Place('s3://b')"
+
+
+_TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n02579AFf"), min_size=1, max_size=20)
+
+
+@given(
+    st.lists(_TEXTS.filter(lambda text: "/" not in text and text not in (".", "..")), min_size=1, max_size=3), _TEXTS
+)
+def test_every_key_has_a_name_of_its_own_and_comes_back(parts: list[str], other: str) -> None:
+    key = "/".join(parts)
+    name = name_of("some/prefix", key)
+    name.encode()
+    assert not any(ord(char) < 32 or ord(char) == 127 for char in name)
+    assert key_of("some/prefix", name) == key
+    if "/" not in other and other not in (".", ".."):
+        assert (name_of("", other) == name_of("", key)) is (other == key)
+
+
+@pytest.mark.parametrize("key", ["100%", "a%41", "a b", "ünïcödé", "a+b&c=d?e#f"])
+def test_a_usual_name_stays_as_it_is(key: str) -> None:
+    assert name_of("", key) == key
+
+
+def test_too_long_a_name_is_refused() -> None:
+    with pytest.raises(StorageError, match="1024 bytes"):
+        name_of("", "ü" * 600)
