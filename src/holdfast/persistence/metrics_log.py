@@ -74,6 +74,7 @@ class MetricsLog:
         self._timer: threading.Timer | None = None
         self._appends = store.capabilities.append
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
 
     def append(self, line: bytes) -> None:
         """Adds one line, which ends in a newline.
@@ -98,19 +99,37 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Writes what waits in memory, where the store cannot append; else there is nothing to do."""
-        with self._lock:
-            if not self._waiting:
-                return
-            data = b"".join(self._waiting)
-            self._segment += 1
-            try:
-                # Dying on the next line loses nothing: the segment is whole and will be read.
-                self._store.create(self._key(), data)
-            except StoreExistsError:
-                # The first answer was lost, or a driver that counts as we do is still alive: the bytes tell which.
-                if self._store.read(self._key()) != data:
+        # Not under the lock that `append` takes: while a network does not answer, reports go on.
+        with self._flushing:
+            while True:
+                with self._lock:
+                    num_lines = len(self._waiting)
+                    data = b"".join(self._waiting)
+                if not data:
+                    return
+                self._segment += 1
+                try:
+                    stored_bytes = self._create_segment(data)
+                except StorageError:
+                    # Its number is tried again: an answer may have been lost, and the lines must not be there twice.
+                    self._segment -= 1
                     raise
-            self._waiting.clear()
+                with self._lock:
+                    left = [data[stored_bytes:]] if stored_bytes < len(data) else []
+                    self._waiting[:num_lines] = left
+
+    def _create_segment(self, data: bytes) -> int:
+        """How many bytes of the data are in the segment now: all, or those of an earlier try whose answer was lost."""
+        try:
+            # Dying on the next line loses nothing: the segment is whole and will be read.
+            self._store.create(self._key(), data)
+        except StoreExistsError:
+            found = self._store.read(self._key())
+            # A driver that counts as we do, and is still alive, has other lines.
+            if not found or not data.startswith(found):
+                raise
+            return len(found)
+        return len(data)
 
     def close(self) -> None:
         """Ends the attempt's log, on disk where the store can say so; safe to repeat."""

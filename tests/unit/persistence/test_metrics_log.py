@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from holdfast.errors import StorageError
+from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError
 from holdfast.metrics import decode_metrics
 from holdfast.persistence import layout
 from holdfast.persistence.metrics_log import (
@@ -129,5 +131,60 @@ def test_without_append_lines_wait_for_a_flush_and_are_never_lost_by_a_failed_on
     log.append(_line(2))
     log.flush()
     assert _reports(store) == [1, 2]
+    log.close()
+    assert _reports(store) == [1, 2]
+
+
+class _LosesAnswers(RemoteLikeStore):
+    """Creates what it is asked to, and says that it failed."""
+
+    losing = True
+
+    def create(self, key: str, data: bytes) -> None:
+        super().create(key, data)
+        if self.losing:
+            raise StorageUnavailableError("the answer was lost")
+
+
+def test_lines_whose_flush_lost_its_answer_are_there_once(tmp_path) -> None:
+    store = _LosesAnswers(tmp_path)
+    log = MetricsLog(store, 1, 1)
+    for report in (1, 2):
+        log.append(_line(report))
+        with pytest.raises(StorageError):
+            log.flush()
+    store.losing = False
+    log.append(_line(3))
+    log.close()
+    assert _reports(store) == [1, 2, 3]
+
+
+def test_anothers_segment_is_never_taken_for_ours(tmp_path) -> None:
+    store = RemoteLikeStore(tmp_path)
+    store.create(layout.segment_key(1, 1, 1), _line(7))
+    log = MetricsLog(store, 1, 1)
+    log.append(_line(1))
+    with pytest.raises(StoreExistsError):
+        log.flush()
+
+
+def test_a_store_that_does_not_answer_holds_up_no_report(tmp_path) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    class Stalling(RemoteLikeStore):
+        def create(self, key: str, data: bytes) -> None:
+            asked.set()
+            assert answers.wait(30)
+            super().create(key, data)
+
+    store = Stalling(tmp_path)
+    log = MetricsLog(store, 1, 1)
+    log.append(_line(1))
+    flush = threading.Thread(target=log.flush)
+    flush.start()
+    assert asked.wait(30)
+    log.append(_line(2))  # would wait for the answer
+    answers.set()
+    flush.join()
     log.close()
     assert _reports(store) == [1, 2]
