@@ -206,6 +206,7 @@ class Fit:
             run_name=self._name,
             storage_url=self._root.url,
             run_url=self._store.url,
+            storage_address=self._root.address,
             attempt=attempt,
             checkpoint=checkpoint,
             first_report=first_report,
@@ -216,7 +217,7 @@ class Fit:
     def _open_checkpoint(self, name: str) -> Any:
         from holdfast.checkpoint import Checkpoint
 
-        return Checkpoint(f"{self._store.url}/{name}")
+        return Checkpoint._from_store(self._store.child(name))
 
     def _conclude(self, outcome: Outcome, value: Any, checkpoints: list[CommittedCheckpoint]) -> Result:
         error = self._error_of(outcome)
@@ -256,10 +257,12 @@ class Fit:
             return error
         if outcome.failures:
             times = f"{outcome.attempts} attempt" + ("s" if outcome.attempts > 1 else "")
+            kept = (
+                f". The workers' output is kept in {self._store.url}/{LOGS}" if self._store.capabilities.append else ""
+            )
             group_error = WorkerGroupError(
                 f"run {self._name!r} failed after {times} (FailureConfig.max_failures="
-                f"{self._config.failure_config.max_failures}): {summarise(outcome.failures)}. The workers' output is kept in "
-                f"{self._store.url}/{LOGS}",
+                f"{self._config.failure_config.max_failures}): {summarise(outcome.failures)}{kept}",
                 outcome.failures,
             )
             # A person who lets it end the script sees the worker's own traceback first.

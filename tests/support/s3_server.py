@@ -24,6 +24,8 @@ KEYS = {
     "AWS_ACCESS_KEY_ID": "test-access-key",
     "AWS_SECRET_ACCESS_KEY": "test-secret-key",
     "AWS_DEFAULT_REGION": "us-east-1",
+    # Whoever loses its endpoint on the way asks a port of this machine that nobody listens on, and not the cloud.
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
     # Should anything ask for credentials nevertheless, it asks a port of this machine that nobody listens on.
     "AWS_METADATA_ENDPOINT": "http://127.0.0.1:9",
     "AWS_EC2_METADATA_DISABLED": "true",

@@ -19,8 +19,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import stat
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +27,7 @@ from pathlib import Path
 from holdfast.errors import StorageError, WaitTimeoutError
 from holdfast.persistence.download import copy_to as copy_to
 from holdfast.persistence.download import fetch
+from holdfast.persistence.private_place import make_private, user_place
 from holdfast.records import Manifest
 from holdfast.stores.base import Store
 from holdfast.stores.local_errors import storage_error
@@ -67,7 +66,7 @@ def shared_copy(
         WaitTimeoutError: Another process has not finished its download in time.
     """
     cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    _make_private(cache)
+    make_private(cache)
     _sweep(cache)
     copy = _Copy(cache / _copy_name(store, manifest, include))
     readers = copy.enter(lambda directory: fetch(store, manifest, directory, include=include), timeout_s, store.url)
@@ -79,7 +78,7 @@ def shared_copy(
 
 def default_cache_dir() -> Path:
     """Where the copies of this user's processes lie."""
-    return Path(tempfile.gettempdir(), f"holdfast-{os.getuid()}", "restore")
+    return user_place("restore")
 
 
 class _Copy:
@@ -217,22 +216,6 @@ def _copy_name(store: Store, manifest: Manifest, include: Sequence[str] | None) 
     chosen = None if include is None else sorted([include] if isinstance(include, str) else include)
     text = repr((store.url, manifest.id, manifest.created, chosen))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def _make_private(cache: Path) -> None:
-    """Makes the cache directory; nobody else may own it or write to it: readers trust what lies there."""
-    try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (cache, cache.parent) if cache == default_cache_dir() else (cache,):
-            status = os.lstat(directory)
-            is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-            if not is_ours or stat.S_IMODE(status.st_mode) & 0o022:
-                raise StorageError(
-                    f"Others can write to the directory for copies of checkpoints, {str(directory)!r}; "
-                    f"remove it, or set TMPDIR to a directory of your own"
-                )
-    except OSError as error:
-        raise storage_error("make the directory for copies of checkpoints", str(cache), error) from error
 
 
 def _sweep(cache: Path) -> None:

@@ -22,11 +22,13 @@ from holdfast.persistence.ledger import Ledger
 from holdfast.persistence.notes import NoteKeeper
 from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
 from holdfast.persistence.predecessor import Predecessor, predecessor_of
+from holdfast.persistence.private_place import staging_place
 from holdfast.persistence.recovery import Fingerprints, examine
 from holdfast.persistence.retention import RetentionPolicy
 from holdfast.persistence.retry import RetryPolicy, retried
 from holdfast.records import CommittedCheckpoint, Manifest
 from holdfast.stores.base import Store
+from holdfast.stores.local_tree import remove_tree
 
 if TYPE_CHECKING:
     from holdfast.persistence.upload import Uploader
@@ -340,7 +342,13 @@ class RunWriter:
 
     def _remove_staging(self) -> None:
         """No worker lives: whatever lies there will never be reported."""
-        if self.store.exists(layout.STAGING):
+        place = staging_place(self.store)
+        if place is not None:
+            try:
+                remove_tree(str(place))
+            except StorageError as error:
+                _log.warning("%s could not be removed (%s); the next start of the run tries again", place, error)
+        elif self.store.exists(layout.STAGING):
             self._remove_litter(layout.STAGING)
 
     def _remove_litter(self, key: str) -> None:

@@ -99,6 +99,14 @@ class Store(ABC):
         """The root as a user writes it: a path for local stores, else a URI. Never holds a secret."""
 
     @property
+    def address(self) -> str:
+        """What `open_store` makes this store from in another process of the job.
+
+        It may hold secrets, so it goes over private channels only, and is never shown or stored. By default the URL.
+        """
+        return self.url
+
+    @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
         """What this store can do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -72,6 +73,12 @@ class ObjectStore(Store):
         """The URL without its options, which may hold secrets."""
         key = key_of("", self._prefix)
         return f"{self._place.root}/{key}" if key else self._place.root
+
+    @property
+    def address(self) -> str:
+        """The URL with the options that this store was made with (a key with a `?` in it would be cut there)."""
+        options = urllib.parse.urlencode(self._place.options)
+        return f"{self.url}?{options}" if options else self.url
 
     @property
     def capabilities(self) -> Capabilities:

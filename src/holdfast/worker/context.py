@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import OutsideWorkerError
+from holdfast.stores import Store, open_store
 from holdfast.worker.pending import Inbox
 
 if TYPE_CHECKING:
@@ -112,11 +113,14 @@ class WorkerState:
         if self.job.checkpoint is not None:
             self.checkpoint = self.committed(self.job.checkpoint)
 
+    @property
+    def run(self) -> Store:
+        """The store with the run's directory as its root."""
+        return open_store(self.job.storage_address or self.job.storage_url).child(self.job.run_name)
+
     def committed(self, name: str) -> Checkpoint:
         """The checkpoint of that name; the driver vouches for its bytes."""
-        checkpoint = Checkpoint(f"{self.job.run_url}/{name}")
-        checkpoint._verified = True
-        return checkpoint
+        return Checkpoint._from_store(self.run.child(name), verified=True)
 
 
 _state: WorkerState | None = None

@@ -200,6 +200,7 @@ class Job(Message, frozen=True):
         directory: Working directory.
         storage_url: The store's root (`storage_path`).
         run_url: The run's directory.
+        storage_address: What opens the store's root (`Store.address`); it may hold secrets.
         checkpoint: Name of the committed checkpoint to resume from, verified by the driver.
         first_report: The index of this attempt's first report.
         score_attribute: The metric that ranks checkpoints, to be checked where it is reported.
@@ -224,6 +225,7 @@ class Job(Message, frozen=True):
     first_report: int
     score_attribute: str | None = None
     validates: bool = False
+    storage_address: str = ""
 
 
 Question = ReportCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator
 
 from holdfast.persistence import layout
+from holdfast.persistence.private_place import make_private, staging_place
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.local_tree import make_directories, remove_tree
 from holdfast.worker.context import WorkerState, current
@@ -15,10 +16,10 @@ from holdfast.worker.context import WorkerState, current
 
 @contextlib.contextmanager
 def staging_directory() -> Iterator[str]:
-    """An empty directory on the file system of the run's storage.
+    """An empty directory on the file system of the run's storage; on this machine's own where that is no local path.
 
-    A checkpoint made from it and reported within the block is taken over: its files are read once, for their digests,
-    and not copied. What is not reported is removed at the end of the block, and after a crash at the next attempt.
+    A checkpoint made from it and reported within the block is taken over: its files are read once, and not copied on this
+    machine. What is not reported is removed at the end of the block, and after a crash at the next attempt.
 
     Example:
         >>> with staging_directory() as directory:
@@ -31,7 +32,10 @@ def staging_directory() -> Iterator[str]:
     """
     state = current("staging_directory()")
     key = layout.staging_key(state.job.attempt, state.job.rank, secrets.token_hex(8))
-    path = f"{state.job.run_url}/{key}"
+    place = staging_place(state.run)
+    path = f"{state.job.run_url}/{key}" if place is None else f"{place}/{key.rpartition('/')[2]}"
+    if place is not None:
+        make_private(place)
     try:
         make_directories(path)
     except OSError as error:

@@ -1,0 +1,125 @@
+"""Whole jobs whose runs lie in a bucket: what a local directory guarantees holds there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+import holdfast as train
+from holdfast import Checkpoint, CheckpointConfig, DataParallelTrainer, FailureConfig, RunConfig, ScalingConfig
+from holdfast.stores import open_store
+from support.s3_proxy import SLOW_DOWN, Fault, running_proxy
+from support.s3_server import KEYS, running_server
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    # The function travels by value: this module cannot be imported by a worker.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def count(config):
+    """Counts to `steps` through checkpoints of both ranks; rank 1 is killed at step 3 of the first attempt."""
+    rank = train.get_context().get_world_rank()
+    first = 0
+    checkpoint = train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as directory:
+            first = json.loads(Path(directory, "state.json").read_text())["step"] + 1
+            assert Path(directory, "shards", "1.bin").stat().st_size == 10_000
+    for step in range(first, config["steps"]):
+        if rank == 1 and step == 3 and checkpoint is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        make = train.staging_directory if config["stages"] else tempfile.TemporaryDirectory
+        with make() as directory:
+            Path(directory, "shards").mkdir()
+            Path(directory, "shards", f"{rank}.bin").write_bytes(os.urandom(10_000))
+            if rank == 0:
+                Path(directory, "state.json").write_text(json.dumps({"step": step}))
+            train.report({"step": step, "first": first}, Checkpoint.from_directory(directory), **config["how"])
+
+
+def fit(url, steps, *, stages=False, how=None):
+    return DataParallelTrainer(
+        count,
+        train_loop_config={"steps": steps, "stages": stages, "how": how or {}},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(
+            name="run",
+            storage_path=url,
+            progress="quiet",
+            failure_config=FailureConfig(max_failures=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="step"),
+        ),
+    ).fit()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "staging"])
+def test_a_job_comes_back_from_a_bucket_after_a_kill_and_on_another_day(server, mode):
+    url = server.url(server.make_bucket(), "exp")
+    how = {"checkpoint_upload_mode": train.CheckpointUploadMode.ASYNC} if mode == "async" else {}
+    result = fit(url, 5, stages=mode == "staging", how=how)
+    assert result.metrics["step"] == 4
+    # An asynchronous report may not have been committed when the worker was killed; no more than the last one is lost.
+    assert result.metrics["first"] in ((3,) if mode != "async" else (2, 3))
+    again = fit(url, 7, stages=mode == "staging", how=how)
+    assert (again.metrics["step"], again.metrics["first"]) == (6, 5)
+
+    run = train.Run(url.replace("/exp?", "/exp/run?"))
+    assert [each.metrics["step"] for each in run.checkpoints] == [5, 6]
+    assert not any(run.verify().values())
+    assert run.driver is None
+    best = run.best()
+    assert best is not None
+    with best.checkpoint.as_directory() as directory:
+        assert json.loads(Path(directory, "state.json").read_text()) == {"step": 6}
+    steps = [each["metrics"]["step"] for each in run.reports()]
+    assert steps[-1] == 6
+    assert set(steps) == set(range(7))
+    # Nothing of deleted checkpoints, and no upload that was begun and not ended.
+    names = {entry.key.split("/")[1] for entry in open_store(url).list(recursive=True)}
+    assert {each for each in names if not each.startswith(".")} == {
+        each.checkpoint.path.rpartition("/")[2] for each in run.checkpoints
+    }
+
+
+def test_a_store_that_is_down_for_a_while_slows_a_job_and_loses_nothing(server):
+    with running_proxy(server.port) as proxy:
+        bucket = server.make_bucket()
+        url = server.url(bucket, "exp", port=proxy.port, max_retries="1", retry_timeout="2")
+        store = open_store(server.url(bucket, "exp"))
+        fault = Fault("PUT", contains="checkpoint_000002", times=-1, answers=SLOW_DOWN)
+        proxy.fail(fault)
+
+        def heal_after_failures():
+            while proxy.count("PUT", "checkpoint_000002") < 5:
+                if ended.wait(0.05):
+                    return
+            proxy.heal()
+
+        ended = threading.Event()
+        healer = threading.Thread(target=heal_after_failures)
+        healer.start()
+        try:
+            result = fit(url, 4)
+        finally:
+            ended.set()
+            healer.join()
+        assert result.metrics["step"] == 3
+        assert store.exists("run/checkpoint_000004/.manifest.json")
