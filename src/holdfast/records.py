@@ -171,6 +171,7 @@ class EpochRecord(Record, frozen=True):
         holder: Who drives, as a person wants to read it (user, host, process id).
         nonce: Tells a record that we wrote (and whose answer was lost) from another driver's.
         configuration: As this driver was configured; the newest one's holds for the run.
+        process: What tells the driver's process from any other (see `persistence.heartbeat`), or empty.
     """
 
     format_version: int = FORMAT_VERSION
@@ -182,6 +183,25 @@ class EpochRecord(Record, frozen=True):
     first_report: int = 1
     adopted: tuple[AdoptedCheckpoint, ...] = ()
     configuration: dict[str, str] = {}
+    process: str = ""
+
+
+class Heartbeat(Record, frozen=True):
+    """`heartbeat.json`: the last sign of life of a driver, on a store whose locks do not end with their process.
+
+    Attributes:
+        epoch: The driver's.
+        nonce: The one of its epoch's record.
+        count: How often it was renewed; it is the change that shows life.
+        released: The driver has ended.
+        process: As in `EpochRecord`.
+    """
+
+    epoch: int = 0
+    nonce: str = ""
+    count: int = 0
+    released: bool = False
+    process: str = ""
 
 
 class Note(Record, frozen=True):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
+import time
 from pathlib import Path
 
 import cloudpickle
@@ -15,7 +19,9 @@ import pytest
 
 import holdfast as train
 from holdfast import Checkpoint, CheckpointConfig, DataParallelTrainer, FailureConfig, RunConfig, ScalingConfig
+from holdfast.persistence.heartbeat import STALE_S
 from holdfast.stores import open_store
+from support.runs import open_run
 from support.s3_proxy import SLOW_DOWN, Fault, running_proxy
 from support.s3_server import KEYS, running_server
 
@@ -97,6 +103,41 @@ def test_a_job_comes_back_from_a_bucket_after_a_kill_and_on_another_day(server, 
     assert {each for each in names if not each.startswith(".")} == {
         each.checkpoint.path.rpartition("/")[2] for each in run.checkpoints
     }
+
+
+def test_a_second_driver_of_a_live_run_is_refused(server, monkeypatch):
+    url = server.url(server.make_bucket(), "exp/run")
+    store = open_store(url)
+    with contextlib.closing(open_run(store)):
+        run = train.Run(url)
+        assert run.driver is not None
+        assert f"process {os.getpid()}" in run.driver
+        with pytest.raises(train.RunInUseError, match="is being driven by"):
+            open_run(store)
+    # It ended well: the next one need not wait.
+    open_run(store).close()
+    assert train.Run(url).driver is None
+
+
+def test_a_driver_that_was_killed_is_replaced_at_once(server):
+    url = server.url(server.make_bucket(), "exp")
+    script = """
+        import os, sys
+        import holdfast as train
+        def loop(config):
+            train.report({"a": 1})
+            os.kill(os.getppid() if config is None else config["driver"], 9)
+        train.DataParallelTrainer(
+            loop,
+            train_loop_config={"driver": os.getpid()},
+            run_config=train.RunConfig(name="run", storage_path=sys.argv[1], progress="quiet"),
+        ).fit()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), url], env={**os.environ, **KEYS}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    began_s = time.monotonic()
+    assert fit(url, 1).metrics["step"] == 0
+    assert time.monotonic() - began_s < STALE_S
 
 
 def test_a_store_that_is_down_for_a_while_slows_a_job_and_loses_nothing(server):

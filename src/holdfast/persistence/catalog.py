@@ -100,17 +100,22 @@ def load(store: Store) -> Catalog:
 
 def load_epochs(store: Store, catalog: Catalog) -> None:
     """Reads the epoch records into a catalog."""
-    numbers = [
-        number
-        for entry in store.list(layout.EPOCHS)
-        if (number := layout.parse_epoch(entry.key.rpartition("/")[2])) is not None
-    ]
+    numbers = _epoch_numbers(store)
     for number in sorted(numbers):
         try:
             catalog.epochs[number] = read_epoch(store, number)
         except (FormatError, StorageError) as error:
             catalog.problems.append(str(error))
     catalog.epoch = max(numbers, default=0)
+
+
+def newest_epoch(store: Store) -> int:
+    """The number of the newest epoch, or 0 where there is none. One listing.
+
+    Raises:
+        StorageError: The store cannot be listed.
+    """
+    return max(_epoch_numbers(store), default=0)
 
 
 def read_epoch(store: Store, number: int) -> EpochRecord:
@@ -126,6 +131,11 @@ def read_epoch(store: Store, number: int) -> EpochRecord:
     except (msgspec.DecodeError, RecursionError) as error:
         raise FormatError(f"{where} is no epoch record that Holdfast can read: {error}") from error
     return record
+
+
+def _epoch_numbers(store: Store) -> list[int]:
+    names = (entry.key.rpartition("/")[2] for entry in store.list(layout.EPOCHS))
+    return [number for name in names if (number := layout.parse_epoch(name)) is not None]
 
 
 def read_run_record(store: Store) -> RunRecord | None:

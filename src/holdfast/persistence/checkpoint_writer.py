@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from holdfast.errors import EmptyCheckpointError, ReportError, ShardModifiedError, StorageError
+from holdfast.errors import EmptyCheckpointError, ReportError, RunInUseError, ShardModifiedError, StorageError
 from holdfast.persistence import layout
 from holdfast.persistence.commit import commit, files_of, make_durable, place_of
 from holdfast.persistence.lease import utc_now
@@ -45,6 +45,9 @@ class Owner(Protocol):
 
     def claim(self, name: str) -> None:
         """Frees the name for files that are about to come, or raises `CheckpointExistsError`."""
+
+    def check_lease(self) -> None:
+        """Raises `RunInUseError` where another driver has taken the run over."""
 
     def remember_litter(self, key: str) -> None:
         """Something could not be removed now; it is tried again when the run is closed."""
@@ -153,6 +156,7 @@ class CheckpointWriter:
             ShardCollisionError: Two ranks stored different bytes under one name.
             ShardModifiedError: A file that was taken over was written to.
             CheckpointExistsError: Something came to lie under the checkpoint's name.
+            RunInUseError: Another driver has taken the run over.
             StorageError: The store failed. Under strict durability the checkpoint may exist nevertheless.
         """
         with self._lock:
@@ -177,16 +181,17 @@ class CheckpointWriter:
                     "on at least one rank, or report without a checkpoint"
                 )
             strict = self._owner.strict
-            if validates:
-                # Dying on the next line leaves a note of a checkpoint that does not exist, which nobody reads. Noted after the
-                # commit, the wish could be lost although `report` has returned.
-                self._owner.expect_validation(committed_of(manifest))
+
+            def step() -> CommittedCheckpoint:
+                self._owner.check_lease()
+                if validates:
+                    # Dying on the next line leaves a note of a checkpoint that does not exist, which nobody reads. Noted
+                    # after the commit, the wish could be lost although `report` has returned.
+                    self._owner.expect_validation(committed_of(manifest))
+                return commit(self._store, partial=self._place, manifest=manifest, metadata=metadata, strict=strict)
+
             # Safe to repeat: what is there already is written anew, and a rename whose answer was lost is found done.
-            committed = retried(
-                lambda: commit(self._store, partial=self._place, manifest=manifest, metadata=metadata, strict=strict),
-                f"The commit of checkpoint {self.name!r}",
-                RetryPolicy(),
-            )
+            committed = retried(step, f"The commit of checkpoint {self.name!r}", RetryPolicy())
             self._ended = True
             self._settle(committed, manifest, metadata)
             return committed
@@ -211,6 +216,12 @@ class CheckpointWriter:
                 return
             if unfinished:
                 _log.warning("checkpoint %s was given up while %d uploads still hang", self.name, len(unfinished))
+            try:
+                # Where files lie at their final place, a driver that took over may be using the same name.
+                self._owner.check_lease()
+            except (RunInUseError, StorageError) as error:
+                _log.warning("the remains of checkpoint %s are left where they are: %s", self.name, error)
+                return
             for key in [self._place] + ([layout.pending_key(self.name)] if self._place == self.name else []):
                 try:
                     # Dying on the next line leaves the rest of a hidden directory, which the next start collects.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from holdfast.errors import StorageError, StoreNotFoundError
+from holdfast.errors import RunInUseError, StorageError, StoreNotFoundError
 from holdfast.persistence import layout
 from holdfast.persistence.commit import files_of
 from holdfast.persistence.deletion import delete_checkpoint
@@ -59,18 +59,21 @@ class Durability:
         records: Sequence[str] = (),
         on_durable: Callable[[CommittedCheckpoint], None],
         on_kept: OnKept,
+        check_lease: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts nothing yet; the thread comes with the first work.
 
         Args:
             records: Keys of records that are flushed before any checkpoint.
             on_durable: Told of each checkpoint that is on disk.
+            check_lease: Raises `RunInUseError` where another driver has the run now: then nothing is deleted.
             on_kept: Told of what is not deleted after all, because what was to outlive it could not be flushed.
         """
         self._store = store
         self._notes = notes
         self._records: Sequence[str] = records if not store.capabilities.durable_writes else ()
         self._on_durable = on_durable
+        self._check_lease = check_lease
         self._in_hurry = False
         self._on_kept = on_kept
         self._flushes = not store.capabilities.durable_writes
@@ -307,10 +310,12 @@ class Durability:
                 clean = False
         return clean
 
-    def _delete(self, old: CommittedCheckpoint) -> StorageError | None:
+    def _delete(self, old: CommittedCheckpoint) -> StorageError | RunInUseError | None:
         try:
+            # The new driver may have taken over the very checkpoint that this one has no use for.
+            self._check_lease()
             delete_checkpoint(self._store, old.name, old.id)
-        except StorageError as error:
+        except (StorageError, RunInUseError) as error:
             return error
         self._notes.forget(old.name)
         return None

@@ -13,7 +13,8 @@ import msgspec
 
 from holdfast.errors import FormatError, RunInUseError, StorageError, StoreExistsError
 from holdfast.persistence import layout
-from holdfast.persistence.catalog import Catalog, read_epoch
+from holdfast.persistence.catalog import Catalog, newest_epoch, read_epoch
+from holdfast.persistence.heartbeat import Pulse, await_end, is_driven, this_process_id
 from holdfast.records import FORMAT_VERSION, AdoptedCheckpoint, EpochRecord
 from holdfast.stores.base import UNKNOWN_HOLDER, Store, StoreLock
 
@@ -38,22 +39,62 @@ class Survey:
 
 
 class Lease:
-    """The right to drive a run, held until `release` or the death of this process."""
+    """The right to drive a run, held until `release` or the death of this process.
 
-    def __init__(self, record: EpochRecord, survey: Survey, lock: StoreLock | None) -> None:
+    Args:
+        lock: The kernel's, where the store has such.
+        replaced: What to raise once another driver is found to have taken over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        record: EpochRecord,
+        survey: Survey,
+        lock: StoreLock | None,
+        replaced: Callable[[EpochRecord], RunInUseError],
+    ) -> None:
         self.record = record
         self.survey = survey
+        self._store = store
         self._lock = lock
+        self._replaced = replaced
+        self._newer: EpochRecord | None = None
+        self._pulse = Pulse(store, record, self._look) if lock is None else None
+        if self._pulse is not None:
+            self._pulse.start()
 
     @property
     def epoch(self) -> int:
         """The number of this drivership."""
         return self.record.epoch
 
+    def check(self) -> None:
+        """Looks whether this is still the run's driver; where a lock says so there is nothing to look for.
+
+        It may cease to be right after the look. What is written then is void; see `Catalog`.
+
+        Raises:
+            RunInUseError: Another driver has taken the run over; the text says who.
+            StorageError: The store did not say.
+        """
+        if self._pulse is not None:
+            self._look()
+            if self._newer is not None:
+                raise self._replaced(self._newer)
+
     def release(self) -> None:
         """Lets the next driver in; safe to repeat."""
         if self._lock is not None:
             self._lock.release()
+        if self._pulse is not None:
+            self._pulse.stop(releases=self._newer is None)
+
+    def _look(self) -> None:
+        if self._newer is None:
+            newest = newest_epoch(self._store)
+            if newest > self.epoch:
+                self._newer = read_epoch(self._store, newest)
 
 
 def acquire(
@@ -81,10 +122,18 @@ def acquire(
         for _ in range(_ATTEMPTS):
             found = survey()
             _refuse_newer(store, found.catalog)
+            before = found.catalog.record
+            if lock is None and before is not None:
+                if not await_end(store, before):
+                    raise _in_use(store, name, f"{before.holder}, since {before.created}")
+                # While this one waited, the other may have committed its last checkpoints, or a third one come.
+                found = survey()
+                if found.catalog.epoch != before.epoch:
+                    continue
             record = _next_record(found, holder, configuration or {})
             rival = _create(store, record)
             if rival is None:
-                return Lease(record, found, lock)
+                return Lease(store, record, found, lock, lambda newer: _taken_over(store, name, newer))
             if lock is None:
                 # Nobody but a driver that started in this very moment writes an epoch record.
                 raise _in_use(store, name, f"{rival.holder}, since {rival.created}")
@@ -102,7 +151,11 @@ def acquire(
 
 def current_driver(store: Store) -> str | None:
     """Who drives the run now, and since when; None if nobody does, or where the store cannot tell."""
-    if not store.capabilities.kernel_lock or not store.exists(layout.LOCK):
+    if not store.capabilities.kernel_lock:
+        newest = newest_epoch(store)
+        record = read_epoch(store, newest) if newest else None
+        return f"{record.holder}, since {record.created}" if record is not None and is_driven(store, record) else None
+    if not store.exists(layout.LOCK):
         return None
     try:
         held = store.lock(layout.LOCK, _READER)
@@ -137,6 +190,13 @@ def _in_use(store: Store, name: str, who: str) -> RunInUseError:
     )
 
 
+def _taken_over(store: Store, name: str, newer: EpochRecord) -> RunInUseError:
+    return RunInUseError(
+        f"the run {name!r} at {store.url} was taken over by {newer.holder}, since {newer.created}, because this driver had "
+        "given no sign of life; what it committed before is kept, and it ends here"
+    )
+
+
 def _refuse_newer(store: Store, catalog: Catalog) -> None:
     """Reading what a newer Holdfast wrote is fine; to write on in an older format is not."""
     newest = max((record.format_version for record in catalog.epochs.values()), default=FORMAT_VERSION)
@@ -159,6 +219,7 @@ def _next_record(survey: Survey, holder: str, configuration: Mapping[str, str]) 
         first_report=survey.first_report,
         adopted=tuple(AdoptedCheckpoint(name=c.name, id=c.id) for c in catalog.checkpoints),
         configuration=dict(configuration),
+        process=this_process_id(),
     )
 
 

@@ -87,6 +87,7 @@ class RunWriter:
             records=[layout.RUN_RECORD, layout.epoch_key(self.epoch)],
             on_durable=self._ledger.mark_durable,
             on_kept=self._kept,
+            check_lease=self._lease.check,
         )
         self._durability.begin([checkpoint for checkpoint in found.checkpoints if not checkpoint.durable])
 
@@ -278,6 +279,15 @@ class RunWriter:
 
                 self._uploader = Uploader()
             return self._uploader
+
+    def check_lease(self) -> None:
+        """Looks whether this process still drives the run.
+
+        Raises:
+            RunInUseError: Another driver has taken it over.
+            StorageError: The store did not say.
+        """
+        self._lease.check()
 
     def claim(self, name: str) -> None:
         """Frees a name for files that are about to come.

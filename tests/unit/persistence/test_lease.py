@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
 
 import msgspec
 import pytest
 
 from holdfast.errors import FormatError, RunInUseError, StoreExistsError
-from holdfast.persistence import layout
+from holdfast.persistence import heartbeat, layout
 from holdfast.persistence.lease import acquire, current_driver
 from holdfast.persistence.opening import survey
 from holdfast.records import EpochRecord
@@ -109,12 +111,115 @@ def test_a_lost_answer_to_our_own_epoch_record_is_recognised(tmp_path) -> None:
     assert held.epoch == 1
 
 
+def _freeze(writer, *, age_s: float = 1000.0) -> None:
+    """What a driver on another machine leaves that stopped so long ago: nothing can be told of its process from here."""
+    pulse = writer._lease._pulse
+    pulse.stop(releases=False)
+    beat = msgspec.json.decode(writer.store.read(layout.HEARTBEAT))
+    writer.store.write(layout.HEARTBEAT, msgspec.json.encode({**beat, "process": "elsewhere 1 2 3"}))
+    path = writer.store._store.local_path(layout.HEARTBEAT)
+    os.utime(path, times=(time.time() - age_s,) * 2)
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch) -> RemoteLikeStore:
+    monkeypatch.setattr(heartbeat, "RENEW_S", 0.05)
+    monkeypatch.setattr(heartbeat, "_LOOK_S", 0.05)
+    monkeypatch.setattr(heartbeat, "STALE_S", 2.0)
+    return RemoteLikeStore(tmp_path / "run")
+
+
+def test_without_locks_a_second_driver_is_told_too(remote) -> None:
+    first = _acquire(remote, "ann on host, process 7")
+    with pytest.raises(RunInUseError, match=r"ann on host, process 7, since 2\d{3}-"):
+        _acquire(remote, "bob")
+    assert (current_driver(remote) or "").startswith("ann on host, process 7, since ")
+    first.release()
+    first.release()
+    assert current_driver(remote) is None
+    _acquire(remote, "bob").release()
+
+
+def test_a_driver_elsewhere_that_lives_is_seen_to_live(remote, monkeypatch) -> None:
+    monkeypatch.setattr(heartbeat, "this_process_id", lambda: "elsewhere 1 2 3")
+    first = _acquire(remote)
+    monkeypatch.setattr(heartbeat, "this_process_id", lambda: "here 1 2 3")
+    monkeypatch.setattr(heartbeat, "STALE_S", 60.0)
+    began_s = time.monotonic()
+    with pytest.raises(RunInUseError):
+        _acquire(remote)
+    assert time.monotonic() - began_s < 30
+    assert current_driver(remote) is not None
+    first.release()
+
+
+def test_a_driver_elsewhere_that_died_is_waited_for_and_then_replaced(remote, tmp_path) -> None:
+    writer = open_run(remote)
+    report(writer, tmp_path, {"f": b"1"})
+    _freeze(writer, age_s=0)
+    began_s = time.monotonic()
+    newer = open_run(remote)
+    assert 1 < time.monotonic() - began_s < 30
+    assert names(newer) == ["checkpoint_000001"]
+    newer.close()
+
+
+def test_a_driver_elsewhere_that_died_long_ago_is_replaced_at_once(remote, monkeypatch) -> None:
+    monkeypatch.setattr(heartbeat, "STALE_S", 60.0)
+    _freeze(open_run(remote))
+    began_s = time.monotonic()
+    open_run(remote).close()
+    assert time.monotonic() - began_s < 30
+
+
+@pytest.mark.parametrize("beats", [True, False], ids=["beating", "before-its-first-beat"])
+def test_a_dead_driver_of_this_machine_holds_nothing_without_locks(remote, tmp_path, monkeypatch, beats) -> None:
+    child = (
+        "import os, sys; from holdfast.persistence import heartbeat; from support.runs import open_run\n"
+        "from support.remote_like_store import RemoteLikeStore\n"
+        "if len(sys.argv) > 2: heartbeat.Pulse.start = lambda self: os._exit(9)\n"
+        "open_run(RemoteLikeStore(sys.argv[1])); os._exit(9)"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", child, str(tmp_path / "run"), *([] if beats else ["dies"])]
+    assert subprocess.run(command, env=environment).returncode == 9
+    monkeypatch.setattr(heartbeat, "STALE_S", 600.0)
+    writer = open_run(remote)
+    assert writer.epoch == 2
+    writer.close()
+
+
+def test_a_replaced_driver_finds_out_and_deletes_nothing_of_the_new_ones(remote, tmp_path) -> None:
+    stalled = open_run(remote)
+    report(stalled, tmp_path, {"f": b"1"})
+    unfinished = stalled.begin_checkpoint("checkpoint_000002", 2)
+    _freeze(stalled)
+    newer = open_run(remote)
+    report(newer, tmp_path / "newer", {"f": b"2"}, index=2)
+    unfinished._in_place, unfinished._place = (
+        False,
+        "checkpoint_000002",
+    )  # its files were on their way to that very place
+    unfinished.abort()
+    with pytest.raises(RunInUseError, match="taken over by"):
+        report(stalled, tmp_path / "stalled", {"f": b"3"}, index=3)
+    stalled.close()
+    assert current_driver(remote) is not None  # the end of the old one is not taken for the new one's
+    newer.close()
+    last = open_run(remote)
+    assert names(last) == ["checkpoint_000001", "checkpoint_000002"]
+    last.close()
+
+
 def test_whatever_a_replaced_driver_still_writes_is_void(tmp_path) -> None:
     store = RemoteLikeStore(tmp_path / "run")
     stalled = open_run(store)
     report(stalled, tmp_path, {"f": b"1"})
+    _freeze(stalled)
     newer = open_run(store)
     assert names(newer) == ["checkpoint_000001"]
+    # It was stopped between its look for another driver and its write.
+    stalled._lease.check = lambda: None
     report(stalled, tmp_path / "stalled", {"f": b"stalled"}, index=2, name="stalled")
     stalled.close()
     report(newer, tmp_path / "newer", {"f": b"2"}, index=2)
