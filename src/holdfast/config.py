@@ -6,10 +6,11 @@ import enum
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.errors import ConfigurationError
+from holdfast.urls import shown_url
 
 if TYPE_CHECKING:
     from holdfast.controller.callbacks import UserCallback
@@ -238,6 +239,12 @@ class RunConfig:
     max_pending_checkpoints: int = 1
     max_pending_bytes: int | None = None
     on_upload_error: Literal["raise", "warn"] = "raise"
+
+    def __repr__(self) -> str:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        if isinstance(self.storage_path, str):
+            values["storage_path"] = shown_url(self.storage_path)
+        return f"RunConfig({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     def __post_init__(self) -> None:
         from holdfast.persistence.layout import check_name

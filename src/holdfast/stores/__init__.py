@@ -10,9 +10,11 @@ from typing import Any
 from holdfast.errors import ConfigurationError
 from holdfast.stores.base import Store as Store
 from holdfast.stores.local import LocalStore
-from holdfast.stores.object_url import SCHEMES, shown
+from holdfast.stores.object_url import SCHEMES
+from holdfast.urls import shown_url
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+_CUT = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/[^/]")
 
 
 def open_store(path: str | os.PathLike[str], filesystem: Any = None) -> Store:
@@ -33,6 +35,8 @@ def open_store(path: str | os.PathLike[str], filesystem: Any = None) -> Store:
         raise ConfigurationError("The storage path is empty; give a directory")
     if "\0" in text:
         raise ConfigurationError(f"The storage path {text!r} holds a NUL character")
+    if (cut := _CUT.match(text)) and cut[1].lower() in SCHEMES:
+        raise ConfigurationError(f"{text!r} was a URL once: pathlib makes one slash of two; give the URL as a text")
     found = _SCHEME.match(text)
     if filesystem is None and found is not None and found[1].lower() in SCHEMES:
         # Loaded by who uses one; the package behind it is loaded at the first request.
@@ -68,6 +72,6 @@ def _without_scheme(text: str) -> str:
         rest = text[found.end() + len(uri.netloc) :]
         return urllib.parse.unquote(rest, errors="surrogateescape")
     raise ConfigurationError(
-        f"{shown(text)!r} has the scheme {scheme!r}, which this version of Holdfast does not know; it knows local paths and "
+        f"{shown_url(text)!r} has the scheme {scheme!r}, which this version of Holdfast does not know; it knows local paths and "
         f"{', '.join(f'{each}://' for each in sorted(SCHEMES))}; mount the storage and give the path"
     )

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from holdfast.errors import ConfigurationError
+from holdfast.urls import shown_url
 
 SCHEMES = {
     "s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "az": "az", "azure": "az", "adl": "az",
@@ -126,30 +127,14 @@ def parse_url(url: str) -> tuple[Place, str]:
             names = {"s3": ("access_key_id", "secret_access_key"), "az": ("account_name", "account_key")}.get(service)
             if names is None:
                 raise ConfigurationError(
-                    f"{shown(url)!r}: a {scheme}:// URL takes no user and password; see its options"
+                    f"{shown_url(url)!r}: a {scheme}:// URL takes no user and password; see its options"
                 )
             options.update(zip(names, (urllib.parse.unquote(name), urllib.parse.unquote(secret)), strict=True))
     if not bucket:
-        raise ConfigurationError(f"{shown(url)!r} names no bucket; write {scheme}://bucket/prefix")
-    options.update(_read_options(service, parts.query, shown(url)))
+        raise ConfigurationError(f"{shown_url(url)!r} names no bucket; write {scheme}://bucket/prefix")
+    options.update(_read_options(service, parts.query, shown_url(url)))
     prefix = "/".join(part for part in parts.path.split("/") if part)
     return Place(service, bucket, root, tuple(sorted(options.items()))), prefix
-
-
-def shown(url: str) -> str:
-    """A URL without what may be a secret: the password and the options.
-
-    The container in `abfss://container@account…` stays: it is no secret.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    rest = rest.partition("?")[0]
-    authority, slash, path = rest.partition("/")
-    userinfo, at, host = authority.rpartition("@")
-    if at and not (scheme.lower() in ("abfs", "abfss") and ":" not in userinfo):
-        authority = host
-    return f"{scheme}://{authority}{slash}{path}"
 
 
 def _read_options(service: str, query: str, where: str) -> dict[str, str]:
