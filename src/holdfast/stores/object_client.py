@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from holdfast.errors import ConfigurationError, StorageAccessError, StorageError
-from holdfast.stores.object_errors import object_error
+from holdfast.stores.object_errors import object_error, plain_reason
 from holdfast.stores.object_url import CLIENT_OPTIONS, Place, from_environment, is_on
 
 _LIMITS_S = {"connect_timeout": 5.0, "request_timeout": 60.0, "retry_timeout": 120.0}
@@ -135,7 +135,8 @@ class Client:
             return store(place.bucket, **arguments)
         except Exception as error:  # noqa: BLE001 - as above
             raise ConfigurationError(
-                str(self.error("connect to", "", error)) + "; correct the options of the URL, or the environment"
+                f"{place.root!r} cannot be used with these options: {plain_reason(error, place.secrets())}; correct those of the "
+                "URL, or the environment"
             ) from None
 
 

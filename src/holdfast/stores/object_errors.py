@@ -98,6 +98,11 @@ def object_error(
     return kind(f"{text} ({reason})" if reason else text)
 
 
+def plain_reason(error: BaseException, secrets: Sequence[str]) -> str:
+    """What an error says, short and without secrets."""
+    return _hidden(_reason(str(error), None, ""), secrets)
+
+
 def _judge(
     name: str, detail: str, status: int | None, code: str, service: str, endpoint: str
 ) -> tuple[type[StorageError], str]:

@@ -148,3 +148,21 @@ def test_the_configuration_of_a_run_shows_no_secret() -> None:
 def test_a_url_that_was_made_a_path_is_not_taken_for_a_directory() -> None:
     with pytest.raises(ConfigurationError, match="pathlib"):
         open_store(Path("s3://bucket/x"))
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("s3://b/x?server_side_encryption=nonsense", "Invalid encryption type"),
+        ("az://c/x", "Account must be specified"),
+        ("s3://b/x?profile=not-there", "not-there"),
+    ],
+)
+def test_options_that_no_client_can_be_made_of_are_refused_before_a_request(
+    url: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore", reason="needs obstore, which is not installed: pip install obstore")
+    for name in ("AWS_ACCESS_KEY_ID", "AZURE_STORAGE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises((ConfigurationError, StorageError), match=says):
+        open_store(url).read("a")
