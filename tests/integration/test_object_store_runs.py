@@ -164,3 +164,25 @@ def test_a_store_that_is_down_for_a_while_slows_a_job_and_loses_nothing(server):
             healer.join()
         assert result.metrics["step"] == 3
         assert store.exists("run/checkpoint_000004/.manifest.json")
+
+
+def validate(checkpoint):
+    with checkpoint.as_directory() as directory:
+        return {"checked": json.loads(Path(directory, "state.json").read_text())["step"]}
+
+
+def report_to_be_validated(config):
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "state.json").write_text(json.dumps({"step": 7}))
+        train.report({"step": 7}, Checkpoint.from_directory(directory), validation=True)
+
+
+def test_a_validation_reads_its_checkpoint_from_the_bucket(server):
+    url = server.url(server.make_bucket(), "exp")
+    DataParallelTrainer(
+        report_to_be_validated,
+        validation_config=train.ValidationConfig(fn=validate),
+        run_config=RunConfig(name="run", storage_path=url, progress="quiet"),
+    ).fit()
+    (checkpoint,) = train.Run(url.replace("/exp?", "/exp/run?")).checkpoints
+    assert checkpoint.metrics == {"step": 7, "checked": 7}
