@@ -109,6 +109,7 @@ class _LosesCreates(WatchedStore):
 def test_a_lost_answer_to_our_own_epoch_record_is_recognised(tmp_path) -> None:
     held = _acquire(_LosesCreates(RemoteLikeStore(tmp_path), lambda *_: None))
     assert held.epoch == 1
+    held.release()
 
 
 def _freeze(writer, *, age_s: float = 1000.0) -> None:
@@ -162,14 +163,17 @@ def test_a_driver_elsewhere_that_died_is_waited_for_and_then_replaced(remote, tm
     assert 1 < time.monotonic() - began_s < 30
     assert names(newer) == ["checkpoint_000001"]
     newer.close()
+    writer.close()
 
 
 def test_a_driver_elsewhere_that_died_long_ago_is_replaced_at_once(remote, monkeypatch) -> None:
     monkeypatch.setattr(heartbeat, "STALE_S", 60.0)
-    _freeze(open_run(remote))
+    stopped = open_run(remote)
+    _freeze(stopped)
     began_s = time.monotonic()
     open_run(remote).close()
     assert time.monotonic() - began_s < 30
+    stopped.close()
 
 
 @pytest.mark.parametrize("beats", [True, False], ids=["beating", "before-its-first-beat"])
