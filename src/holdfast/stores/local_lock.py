@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -27,6 +28,7 @@ class FileLock(StoreLock):
 
     def __init__(self, path: str) -> None:
         """Opens the file, made where missing; it is not locked yet."""
+        self._has_text = False
         with _held_guard:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             _held.add(self)
@@ -61,6 +63,7 @@ class FileLock(StoreLock):
         # A death between the two leaves an empty text, which readers take for "did not say".
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, data, 0)
+        self._has_text = True
 
     def release(self) -> None:
         """Unlocks and closes; in a forked child there is nothing to give back."""
@@ -70,6 +73,10 @@ class FileLock(StoreLock):
         if descriptor < 0:
             return
         try:
+            if self._has_text:
+                # The next holder is not this one, whoever reads before it has written its own name.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, 0)
             # Unlocks for every copy of the descriptor, also one in a child that forked without Python's knowledge.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         finally:
