@@ -349,3 +349,27 @@ def test_a_rank_may_report_a_copy_but_not_nothing(tmp_path):
         run(loop, tmp_path, 2)
     (only,) = train.Run(tmp_path / "run").checkpoints
     load_state({"tensor 0": torch.zeros(3), "tensor 1": torch.zeros(3)}, only.checkpoint)
+
+
+@pytest.mark.parametrize("mode", ["SYNC", "ASYNC"])
+def test_a_directory_that_is_kept_among_temporary_ones_holds_files_in_the_end(tmp_path, mode):
+    def loop(config):
+        for step in range(3):
+            directory = Path(config["base"], "own", f"{step}")
+            save_state({"tensor": torch.full((1000,), float(step))}, directory)
+            train.report(
+                {},
+                Checkpoint.from_directory(directory),
+                checkpoint_upload_mode=CheckpointUploadMode(config["mode"]),
+                delete_local_checkpoint_after_upload=False,
+            )
+
+    run(loop, tmp_path, 2, mode=mode)
+    for step in range(3):
+        state = {"tensor": torch.zeros(1000)}
+        load_state(state, tmp_path / "own" / f"{step}")
+        assert torch.equal(state["tensor"], torch.full((1000,), float(step)))
+        assert not (tmp_path / "own" / f"{step}" / "state" / "rank-00000.safetensors").is_symlink()
+    for reported in train.Run(tmp_path / "run").checkpoints:
+        assert reported.checkpoint.verify() == []
+        load_state({"tensor": torch.zeros(1000)}, reported.checkpoint)

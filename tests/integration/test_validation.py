@@ -435,3 +435,37 @@ def test_a_child_that_it_leaves_behind_delays_no_report(tmp_path):
         return slowest
 
     assert fit(loop, tmp_path, validate).return_value < 0.5
+
+
+def test_an_outcome_after_the_last_report_decides_what_is_kept_also_in_the_next_fit(tmp_path):
+    def loop(config):
+        if train.get_checkpoint() is None:
+            for step in range(4):
+                report(step)
+            raise RuntimeError("over")
+
+    def slow(checkpoint):
+        time.sleep(60)
+
+    kept = CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="val", checkpoint_score_order="max")
+    with pytest.raises(WorkerGroupError):
+        fit(loop, tmp_path, slow, kept=kept)
+    assert len(train.Run(tmp_path / "run").checkpoints) == 4
+    result = fit(loop, tmp_path, lambda checkpoint: {"val": step_of(checkpoint)}, kept=kept)
+    assert [step_of(each.checkpoint) for each in train.Run(result.path).checkpoints] == [3]
+
+
+def test_the_traceback_is_in_its_log_and_a_missing_score_is_told_of(tmp_path, caplog):
+    def validate(checkpoint):
+        if step_of(checkpoint) == 0:
+            raise ValueError("this is why")
+        return {"other": 1}
+
+    def loop(config):
+        report(0)
+        report(1)
+
+    fit(loop, tmp_path, validate, kept=CheckpointConfig(checkpoint_score_attribute="val"))
+    log = tmp_path / "run" / ".holdfast" / "logs" / "validation" / "checkpoint_000001.log"
+    assert "ValueError: this is why" in log.read_text()
+    assert "checkpoint_000002 has no number under 'val'" in caplog.text

@@ -93,7 +93,6 @@ class RunStorage(RuleBasedStateMachine):
         for checkpoint in resumed:
             self.writer.hold_for_validation(checkpoint)
         self.pending = {checkpoint.report_index for checkpoint in resumed}
-        self.has_reported = False
 
     def _take_over(self) -> None:
         """After a crash, or damage, what retention had let go of may be there still, and nothing else."""
@@ -112,7 +111,6 @@ class RunStorage(RuleBasedStateMachine):
         source = self.root / "source"
         committed = report(self.writer, source, files, metrics, index=index, validates=validates)
         self.reports.append(index)
-        self.has_reported = True
         if validates:
             self.writer.hold_for_validation(committed)
             self.pending.add(index)
@@ -133,10 +131,7 @@ class RunStorage(RuleBasedStateMachine):
         scored = entry if score is None else replace(entry, score=score)
         entries = [scored if each is entry else each for each in self.kept]
         self.let_go = [each for each in self.let_go if each.index != entry.index]
-        if self.has_reported:  # a run that was opened with another configuration deletes nothing before
-            self._retain(entries)
-        else:
-            self.kept = entries
+        self._retain(entries)
 
     @rule()
     def report_without_checkpoint(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from holdfast.controller.failure import signal_name
 from holdfast.controller.group import Exit, Listener, WorkerGroup
 from holdfast.errors import HoldfastError, WorkerStartError
-from holdfast.metrics import decode_metrics, score_of
+from holdfast.metrics import decode_metrics, merge_metrics, score_of
 from holdfast.worker import protocol
 from holdfast.worker.validation import pack_validation, unpack_metrics
 
@@ -50,6 +51,7 @@ class _Running:
     since_s: float = field(default_factory=time.monotonic)
     value: bytes | None = None
     failure: str | None = None
+    traceback: str | None = None
     is_late: bool = False
 
 
@@ -208,6 +210,7 @@ class Validations:
             running.value = message.value
         elif isinstance(message, protocol.Failed):
             running.failure = message.summary
+            running.traceback = message.traceback
             self._observer.validation_line(running.waiting.checkpoint.name, message.traceback.rstrip(), True)
 
     def _on_exit(self, rank: int, ended: Exit) -> None:
@@ -228,9 +231,21 @@ class Validations:
             self._observer.message(f"the validation of {checkpoint.name} {detail}")
         else:
             self._observer.validated(checkpoint.name, metrics, time.monotonic() - running.since_s)
+            self._look_for_score(checkpoint, metrics)
         self._ending = checkpoint
-        noted = self._writer.end_validation(checkpoint, status, metrics, error=detail or None)
+        noted = self._writer.end_validation(
+            checkpoint, status, metrics, error=detail or None, last_lines=running.traceback
+        )
         self._reactor.when_done(noted, lambda _: self._ended())
+
+    def _look_for_score(self, checkpoint: CommittedCheckpoint, metrics: bytes) -> None:
+        if self._score is None:
+            return
+        score = score_of(decode_metrics(merge_metrics(checkpoint.metrics, metrics)), self._score)
+        if score is None or math.isnan(score):
+            self._observer.message(
+                f"{checkpoint.name} has no number under {self._score!r}, which ranks checkpoints: it ranks below all that have one"
+            )
 
     def _ended(self) -> None:
         self._ending = None

@@ -26,7 +26,6 @@ class Ledger:
         self._held = {checkpoint.name: checkpoint for checkpoint in checkpoints}
         self._pinned = pinned
         self._awaited: set[str] = set()
-        self._has_added = False
         self._retention = Retention(policy)
 
     def add(self, checkpoint: CommittedCheckpoint) -> list[CommittedCheckpoint]:
@@ -37,7 +36,6 @@ class Ledger:
         """
         with self._lock:
             self._held[checkpoint.name] = checkpoint
-            self._has_added = True
             names = self._retention.add(checkpoint, self._held.values(), self._staying)
             return [self._held.pop(name) for name in names]
 
@@ -58,8 +56,6 @@ class Ledger:
             if held is not None and metrics is not None:
                 self._held[name] = msgspec.structs.replace(held, metrics=merge_metrics(held.metrics, metrics))
             self._retention.forget()
-            if not self._has_added:  # see `add`
-                return []
             names = self._retention.look(self._held.values(), self._staying)
             return [self._held.pop(name) for name in names]
 

@@ -64,7 +64,9 @@ def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False, 
             files.append(StagedFile(path=layout.encode_path(path), kind="directory", mode=mode))
         elif kind == stat.S_IFLNK:
             if (held := _held_open(root, path)) is not None:
-                files.append(held)
+                # In a directory that ranks share, each reports its own memory, and not that of one which may end at any moment.
+                if held.source is not None and held.source.startswith(f"/proc/{os.getpid()}/"):
+                    files.append(held)
                 continue
             links[path] = _link_target(root, path)
             times_ns[path] = status.st_mtime_ns

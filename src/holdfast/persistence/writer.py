@@ -186,7 +186,13 @@ class RunWriter:
         self._ledger.hold(checkpoint.name)
 
     def end_validation(
-        self, checkpoint: CommittedCheckpoint, status: str, metrics: bytes | None, *, error: str | None = None
+        self,
+        checkpoint: CommittedCheckpoint,
+        status: str,
+        metrics: bytes | None,
+        *,
+        error: str | None = None,
+        last_lines: str | None = None,
     ) -> Future[None]:
         """Notes the outcome, behind the call; its metrics join the checkpoint's in the ranking, and retention decides anew.
 
@@ -194,6 +200,7 @@ class RunWriter:
             status: `validated`, `failed` or `timeout`.
             metrics: What the validation found, as stored JSON.
             error: Why it has not.
+            last_lines: What is to stand at the end of its log.
         """
 
         def settle() -> None:
@@ -202,8 +209,22 @@ class RunWriter:
             found = msgspec.Raw(metrics or b"null")
             self._notes.update(checkpoint, validation=status, validation_metrics=found, validation_error=error)
             self._durability.let_go(self._ledger.settle(checkpoint.name, metrics))
+            if last_lines is not None:
+                self._append_to_log(layout.validation_log_key(checkpoint.name), last_lines)
 
         return self.submit(settle)
+
+    def _append_to_log(self, key: str, text: str) -> None:
+        if not self.store.capabilities.append:
+            return
+        try:
+            log = self.store.open_append(key)
+            try:
+                log.write(text.encode("utf-8", "surrogateescape"))
+            finally:
+                log.close()
+        except StorageError as error:
+            _log.warning("the log %s could not be written: %s", key, error)
 
     def pending_validations(self) -> list[CommittedCheckpoint]:
         """What waits for a validation that no earlier driver came to, in report order."""

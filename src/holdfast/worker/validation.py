@@ -24,7 +24,9 @@ def pack_function(config: ValidationConfig) -> bytes:
     try:
         return pack(config.fn, None, BackendConfig())
     except SerializationError as error:
-        raise SerializationError(f"ValidationConfig.fn: {error}") from error
+        text = str(error).replace("training function", "validation function")
+        text = text.replace("train_loop_config", "ValidationTaskConfig(fn_kwargs=...)")
+        raise SerializationError(f"ValidationConfig.fn: {text}") from error
 
 
 def pack_defaults(config: ValidationConfig) -> protocol.ValidationTask:

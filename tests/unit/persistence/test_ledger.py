@@ -58,8 +58,10 @@ def test_metrics_join_those_that_were_reported():
     assert msgspec.json.decode(kept.snapshot()[0].metrics) == {"loss": 3, "score": 2, "more": 4}
 
 
-def test_nothing_goes_before_this_driver_has_added_anything():
-    kept = Ledger([checkpoint(1), checkpoint(2)], RetentionPolicy(1, "score", "max"), frozenset())
-    kept.hold("checkpoint_000001")
-    assert kept.settle("checkpoint_000001", b'{"score": 1}') == []
-    assert add(kept, 3, hold=False) == [2]
+def test_an_outcome_decides_also_where_this_driver_has_added_nothing():
+    kept = Ledger([checkpoint(1), checkpoint(2), checkpoint(3)], RetentionPolicy(1, "score", "max"), frozenset())
+    for index in (1, 2):
+        kept.hold(f"checkpoint_{index:06d}")
+    assert names(kept.settle("checkpoint_000001", b'{"score": 1}')) == []
+    assert names(kept.settle("checkpoint_000002", b'{"score": 2}')) == [1]
+    assert names(kept.snapshot()) == [2, 3]

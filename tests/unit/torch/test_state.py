@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from holdfast.errors import FormatError, StateError, StorageError
+from holdfast.errors import DamagedCheckpointError, FormatError, StateError, StorageError
 from holdfast.torch import load_state, save_state
 
 
@@ -171,7 +171,7 @@ def test_an_earlier_state_in_the_directory_is_replaced(tmp_path):
 
 
 BAD_STATES = {
-    "an object": ({"a": {"b": object()}}, "'a' is a object|'a/b' is a object"),
+    "an object": ({"a": {"b": object()}}, "'a' is of the class|'a/b' is of the class object"),
     "a function": ({"a": print}, "'a'"),
     "an optimizer alone": ({"o": torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1)}, "pass the model beside it"),
     "a value in a tuple": ({"a": (1, torch.ones(1))}, "use a list"),
@@ -196,10 +196,10 @@ def test_what_cannot_be_saved_is_named_before_anything_is_written(tmp_path, name
         ({"nope": 1}, "'nope' is not in the state"),
         ({"epoch": torch.ones(1)}, "has no 'epoch'"),
         ({"tensor": torch.ones(6)}, r"'tensor' is \(6,\) here and \(5,\) there"),
-        ({"tensor": 3}, "'tensor' is a plain here"),
+        ({"tensor": 3}, "'tensor' is a plain value here"),
         ({"group": None}, "'group/0'"),
         ({"model": nn.Linear(3, 4)}, "'model/weight'"),
-        ({"epoch": nn.Linear(1, 1)}, "is a module here, and was saved as a plain"),
+        ({"epoch": nn.Linear(1, 1)}, "is a module here, and was saved as a plain value"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_and_left_alone(tmp_path, state, text):
@@ -337,3 +337,39 @@ def test_precision_may_change(tmp_path):
     state = {"tensor": torch.zeros(2, dtype=torch.bfloat16)}
     load_state(state, tmp_path)
     assert state["tensor"].tolist() == [1.5, 1.5]
+
+
+def test_keys_that_may_be_missing_stay_as_they_are(tmp_path):
+    save_state({"epoch": 3, "random": {"0": torch.ones(2)}}, tmp_path)
+    state = {"epoch": 0, "random": {"0": torch.zeros(2), "1": torch.zeros(2)}, "new": {"a": 5}}
+    with pytest.raises(StateError, match="random/1"):
+        load_state({"random": {"1": torch.zeros(2)}}, tmp_path)
+    with pytest.raises(StateError, match=r"optional=\['new'\]"):
+        load_state({"new": 5}, tmp_path)
+    load_state(state, tmp_path, optional=["random/1", "new"])
+    assert state["epoch"] == 3
+    assert torch.equal(state["random"]["0"], torch.ones(2))
+    assert torch.equal(state["random"]["1"], torch.zeros(2))
+    assert state["new"] == {"a": 5}
+
+
+def test_a_part_of_a_module_is_loaded_as_a_dict_of_its_tensors(tmp_path):
+    save_state({"model": network()}, tmp_path)
+    other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 9))
+    with pytest.raises(StateError, match=r"2\.weight"):
+        load_state({"model": other}, tmp_path)
+    load_state({"model": {k: v for k, v in other.state_dict().items() if not k.startswith("2.")}}, tmp_path)
+    assert torch.equal(other[0].weight, network()[0].weight)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    save_state({"a": torch.ones(1000)}, tmp_path)
+    path = tmp_path / "state" / "rank-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DamagedCheckpointError, match=r"rank-00000\.safetensors"):
+        load_state({"a": torch.zeros(1000)}, tmp_path)
+
+
+def test_no_directory():
+    with pytest.raises(StateError, match="the directory to save into"):
+        save_state({"a": 1}, None)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import mmap
 import os
 import resource
@@ -29,6 +30,7 @@ from holdfast.torch.state.files import FileLayout
 from holdfast.torch.state.room import available_bytes
 from holdfast.worker.context import WorkerState
 
+_LOG = logging.getLogger("holdfast")
 _KEY = "torch.state.buffers"
 # The part of the free memory that the buffers of all workers of a node may take.
 _MOST_OF_ROOM = 0.8
@@ -129,11 +131,24 @@ class Buffer:
         self.release()
 
     def close(self) -> None:
-        """Gives the memory back; safe to repeat."""
+        """Gives the memory back; what its link still leads to becomes a file. Safe to repeat."""
+        with contextlib.suppress(OSError):  # its directory is gone, as nearly always
+            if self._link is not None and self._descriptor >= 0 and os.readlink(self._link) == self._target:
+                self._write_out(self._link)
         self._unmap()
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    def _write_out(self, link: Path) -> None:
+        new = link.with_name(f".{link.name}.new")
+        try:
+            with new.open("wb") as file:
+                file.write(self._map or b"")
+            os.replace(new, link)
+        except OSError as error:
+            _LOG.warning("%s is lost, it was in memory and could not be written: %s", link, error)
+            new.unlink(missing_ok=True)
 
     @property
     def _target(self) -> str:

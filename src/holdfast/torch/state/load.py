@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -18,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from holdfast.checkpoint import Checkpoint
-from holdfast.errors import FormatError, StateError
+from holdfast.errors import DamagedCheckpointError, FormatError, StateError
 from holdfast.torch.state.files import is_sharded_tensor
 from holdfast.torch.state.optimizers import Restoration
 from holdfast.torch.state.tree import Leaf, leaves
@@ -26,9 +28,21 @@ from holdfast.torch.state.values import decode, tensor_names
 from holdfast.torch.state.writer import DIRECTORY, FORMAT_VERSION, VALUES
 
 _NAMED = 5
+_WHAT = {
+    "module": "a module",
+    "optimizer": "an optimizer",
+    "stateful": "an object with a state_dict",
+    "plain": "a plain value",
+    "tensor": "a tensor",
+}
 
 
-def load_state(state: MutableMapping[str, Any], checkpoint: Checkpoint | str | os.PathLike[str]) -> None:
+def load_state(
+    state: MutableMapping[str, Any],
+    checkpoint: Checkpoint | str | os.PathLike[str],
+    *,
+    optional: Collection[str] = (),
+) -> None:
     """Loads what `save_state` saved into a state of the same form, whatever the number of ranks was.
 
     Modules, optimizers and tensors are filled in place, each rank reading its own parts only; objects get
@@ -42,6 +56,8 @@ def load_state(state: MutableMapping[str, Any], checkpoint: Checkpoint | str | o
 
     Args:
         checkpoint: A checkpoint, or the directory that was saved into.
+        optional: Keys of the state that stay as they are where they were not saved, `a/b` for nested ones: those of ranks that
+            there were not, say.
 
     Raises:
         StateError: A key was not saved, or has another shape; the text names it. Nothing was loaded then.
@@ -55,7 +71,7 @@ def load_state(state: MutableMapping[str, Any], checkpoint: Checkpoint | str | o
         raise FormatError(f"There is no state in {checkpoint.path!r}: it was not made by save_state")
     with checkpoint.as_directory(include=[f"{DIRECTORY}/*"]) as directory:
         saved = _Saved(Path(directory) / DIRECTORY, str(checkpoint.path))
-        targets = [_target(leaf, saved) for leaf in found]
+        targets = [_target(leaf, saved) for leaf in found if not _is_spared(leaf, saved, optional)]
         wanted = {name: tensor for target in targets for name, tensor in target.tensors.items()}
         saved.check(wanted)
         saved.read(wanted)
@@ -85,7 +101,7 @@ class _Saved:
                 f"The state in {where!r} lacks {', '.join(missing)}; every rank must report the directory that it saved into"
             )
         self.leaves: dict[str, dict[str, Any]] = document["leaves"]
-        _check_links(directory, document["files"], where)
+        _check_files(directory, document["files"], where)
         self._reader = _Reader(str(directory), document["files"])
         self._metadata = self._reader.read_metadata()
 
@@ -104,14 +120,15 @@ class _Saved:
         if leaf is not None and leaf["kind"] == kind:
             return leaf["value"]
         if leaf is not None:
-            raise StateError(f"load_state: {path!r} is a {kind} here, and was saved as a {leaf['kind']}")
+            raise StateError(f"load_state: {path!r} is {_WHAT[kind]} here, and was saved as {_WHAT[leaf['kind']]}")
         inside = [name for name in (*self.names, *self.leaves) if name == path or name.startswith(f"{path}/")]
         if inside:
             raise StateError(
-                f"load_state: {path!r} is a {kind} here, and was saved as {_listed(inside)}; pass what these can be loaded into"
+                f"load_state: {path!r} is {_WHAT[kind]} here, and was saved as {_listed(inside)}; pass what these can be loaded into"
             )
         raise StateError(
-            f"load_state: {path!r} is not in the state of {self.where!r}, which has {_listed(list(self.leaves))}"
+            f"load_state: {path!r} is not in the state of {self.where!r}, which has {_listed(list(self.leaves))}; leave it out, or "
+            f"name it in load_state(..., optional=[{path!r}])"
         )
 
     def empty(self, name: str) -> torch.Tensor:
@@ -133,7 +150,10 @@ class _Saved:
                 f"load_state: {_listed(unreal)} on the meta device; give memory first: module.to_empty(device=...)"
             )
         if missing := [name for name in wanted if name not in self.names]:
-            raise StateError(f"load_state: {self.where!r} has no {_listed(missing)}")
+            raise StateError(
+                f"load_state: {self.where!r} has no {_listed(missing)}; to load a part of a module pass a dict of that part, "
+                "{key: tensor for key, tensor in module.state_dict().items() if ...}"
+            )
         different = [
             f"{name!r} is {tuple(tensor.size())} here and {tuple(self.names[name].size)} there"
             for name, tensor in wanted.items()
@@ -156,9 +176,14 @@ class _Saved:
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            load(
-                wanted, storage_reader=self._reader, planner=DefaultLoadPlanner(flatten_state_dict=False), no_dist=True
-            )
+            planner = DefaultLoadPlanner(flatten_state_dict=False)
+            try:
+                load(wanted, storage_reader=self._reader, planner=planner, no_dist=True)
+            except CheckpointException as error:
+                cause = next(iter(error.failures.values()))[0]
+                if not isinstance(cause, Exception):  # Ctrl-C, or the end of an attempt
+                    raise cause from None
+                raise DamagedCheckpointError(f"The state in {self.where!r} cannot be read: {cause}") from error
 
 
 class _Reader(HuggingFaceStorageReader):
@@ -294,10 +319,23 @@ def _type_text(typed: Any) -> str:
     return str(typed.dtype).removeprefix("torch.")
 
 
-def _check_links(directory: Path, files: Sequence[str], where: str) -> None:
-    """Refuses memory that by now holds something else than what was saved here; see `buffers`."""
+def _is_spared(leaf: Leaf, saved: _Saved, optional: Collection[str]) -> bool:
+    """Whether a leaf may stay as it is, and was not saved."""
+    parts = leaf.path.split("/")
+    if not any("/".join(parts[:end]) in optional for end in range(1, len(parts) + 1)):
+        return False
+    return not any(name == leaf.path or name.startswith(f"{leaf.path}/") for name in (*saved.leaves, *saved.names))
+
+
+def _check_files(directory: Path, files: Sequence[str], where: str) -> None:
+    """Refuses what is no file of tensors, and memory that by now holds something else than what was saved here."""
     for name in files:
         path = directory / name
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except Exception as error:
+            raise DamagedCheckpointError(f"The state in {where!r} is damaged: {name}: {error}") from error
         if path.is_symlink() and path.lstat().st_mtime_ns != path.stat().st_mtime_ns:
             raise StateError(f"load_state: {where!r} was saved into memory that is used for something else by now")
 

@@ -57,6 +57,8 @@ def save_state(
         StorageError: A rank could not write.
     """
     found = leaves(state, "save_state")
+    if not isinstance(directory, str | os.PathLike):
+        raise StateError(f"save_state takes the directory to save into, not {directory!r}")
     gathered = _Gathered()
     for leaf in found:
         gathered.add(leaf)

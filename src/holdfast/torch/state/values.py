@@ -140,7 +140,7 @@ def _encode_scalar(value: Any, where: str) -> Any:
     if isinstance(value, torch.device):
         return {"$device": str(value)}
     raise StateError(
-        f"save_state: {where!r} is a {type(value).__name__}, which cannot be stored; pass modules, optimizers, objects with "
+        f"save_state: {where!r} is of the class {type(value).__name__}, which cannot be stored; pass modules, optimizers, objects with "
         "state_dict() and load_state_dict(), tensors, arrays and plain values (numbers, texts, lists, dicts, …)"
     )
 
