@@ -22,6 +22,7 @@ import os
 import resource
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import torch
@@ -141,7 +142,8 @@ class Buffer:
             os.close(descriptor)
 
     def _write_out(self, link: Path) -> None:
-        new = link.with_name(f".{link.name}.new")
+        # Beside the saved directory, not in it: another rank may just be reporting that.
+        new = link.parents[2] / f".holdfast-{uuid.uuid4().hex}.new"
         try:
             with new.open("wb") as file:
                 file.write(self._map or b"")
