@@ -11,6 +11,7 @@ SHELL := /bin/bash
 PYTHON ?=
 TORCH ?= torch==2.13.0
 PEER ?= ray[train]==2.60.0
+ORBAX ?= orbax-checkpoint==0.12.*
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +67,7 @@ $(PEER_STAMP): Makefile
 	@test -x $(PEER_VENV)/bin/python || { python=$$(scripts/find-python $(PYTHON)); "$$python" -m venv $(PEER_VENV); }
 	$(PEER_VENV)/bin/python -m pip install --quiet "$(TORCH)" numpy
 	$(PEER_VENV)/bin/python -m pip install --quiet "$(PEER)"
+	$(PEER_VENV)/bin/python -m pip install --quiet "$(ORBAX)"
 	@touch $@
 
 ifeq ($(PEER_PYTHON),$(CURDIR)/$(PEER_VENV)/bin/python)

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.measures import MEASURES, Measure, Sample
+from benchmarks.measure import Measure, Sample
+from benchmarks.measures import MEASURES
 from benchmarks.process import JobError
 from benchmarks.side import Side, ours, peer
 from benchmarks.table import medians, render, write

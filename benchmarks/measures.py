@@ -2,70 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 from benchmarks.disk import fresh_ext4
+from benchmarks.measure import GIB, NO_POLLING, Limit, Measure, Place, Sample
+from benchmarks.measures_async import ASYNC_MEASURES
 from benchmarks.side import JOBS, Side
-
-Sample = Mapping[str, float]
-"""One run's figures by their names; a name begins with whose it is: `ours`, `peer`, or another baseline."""
-
-NO_POLLING = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0"}
-"""The peer's polling interval forced to nothing: its best case, which nobody runs."""
-
-GIB = 1 << 30
-
-Place = Callable[[], AbstractContextManager[Path | None]]
-"""Where a job's directory is made: by default where temporary files go."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A bar: `figure` must be at most (or at least) a number, or a factor of another figure."""
-
-    figure: str
-    at_most: float = math.inf
-    at_least: float = -math.inf
-    of: str | None = None
-
-    def holds(self, medians: Mapping[str, float]) -> bool | None:
-        """Whether it holds; None where a figure is missing."""
-        value = medians.get(self.figure)
-        base = 1.0 if self.of is None else medians.get(self.of)
-        if value is None or base is None:
-            return None
-        return self.at_least * base <= value <= self.at_most * base if base else None
-
-    def text(self) -> str:
-        """The bar as the table shows it."""
-        least = self.at_least > -math.inf
-        number = self.at_least if least else self.at_most
-        amount = f"{number:,g}" if self.of is None else f"{number:g} × {self.of}"
-        return f"{self.figure} {'≥' if least else '≤'} {amount}"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One row or more of the table.
-
-    Attributes:
-        name: For `--only`.
-        title: What is measured, for the table.
-        sample: Measures once; the peer's side is None where it is left out.
-        is_slow: The peer takes most of a minute: `--slow-runs` says how often.
-    """
-
-    name: str
-    title: str
-    sample: Callable[[Side, Side | None], Sample]
-    limits: Sequence[Limit]
-    is_slow: bool = True
 
 
 def _ddp_once(us: Side, peer: Side | None) -> Sample:
@@ -233,4 +178,5 @@ MEASURES: tuple[Measure, ...] = (
         _bulk(5000, 4096, fresh_ext4),
         (Limit("ours_s", at_most=0.5, of="peer_s"),),
     ),
+    *ASYNC_MEASURES,
 )

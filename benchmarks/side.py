@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -32,13 +33,17 @@ class Side:
     """A library in an environment of its own.
 
     Attributes:
-        name: `holdfast` or `ray`, the jobs' first argument.
+        name: The library, as the jobs know it by their first argument.
         environment: Variables for its processes.
     """
 
     name: str
     python: str
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    def named(self, name: str) -> Side:
+        """The same environment for another library in it, or for another way to use it."""
+        return dataclasses.replace(self, name=name)
 
     def run(
         self, job: str, *arguments: str, variables: Mapping[str, str] | None = None, parent: Path | None = None

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.measures import Measure, Sample
+from benchmarks.measure import Measure, Sample
 
 BEGIN = "<!-- table: begin (written by make bench) -->"
 END = "<!-- table: end -->"

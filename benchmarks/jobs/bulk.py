@@ -7,12 +7,12 @@ Writes `times.json`: seconds until `report` returned, until the checkpoint was r
 """
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+import shared
 
 library, directory = sys.argv[1], Path(sys.argv[2])
 num_files, file_bytes, repeats = (int(text) for text in sys.argv[3:6])
@@ -32,49 +32,23 @@ def loop(config):
     source, copy, run = (Path(config["directory"], name) for name in ("source", "copy", "runs/bulk"))
 
     def cp():
-        subprocess.run(["cp", "-r", "--reflink=never", str(source), str(copy)], check=True)
-
-    def rest():
-        """Waits until what either library does behind a report (flushing, deleting the one before) is done."""
-        os.sync()
-        deadline, before = time.monotonic() + 60, None
-        while time.monotonic() < deadline:
-            written = [line.split()[9] for line in Path("/proc/diskstats").read_text().splitlines()]
-            now = written, sorted(path.name for path in run.iterdir()) if run.exists() else []
-            if now == before:
-                return
-            before = now
-            time.sleep(0.5)
-
-    def snapshot():
-        file = run / "checkpoint_manager_snapshot.json"
-        return file.stat().st_mtime_ns if file.exists() else None
-
-    def change():
-        """Another checkpoint: what did not change since the last one would be stored once, and cost no copy."""
-        for path in source.iterdir():
-            with open(path, "r+b") as file:
-                file.write(os.urandom(16))
+        shared.copy_all(source, copy)
 
     def report():
-        before = snapshot()
+        registration = shared.Registration(run)
         train.report({"loss": 1.0}, checkpoint=train.Checkpoint.from_directory(str(source)))
         returned.append(time.perf_counter())
-        # The peer's call returns once the files are copied; the file by which it knows its checkpoints changes later.
-        deadline = time.monotonic() + 60
-        while library == "ray" and snapshot() == before and time.monotonic() < deadline:
-            time.sleep(0.001)
+        if library == "ray":
+            registration.result()
 
     times = {cp: [], report: []}
     calls, returned = [], []
     for round_number in range(config["repeats"] + 1):
-        # Each goes first every other time, on a disk at rest, and into memory that a copy has just been removed from:
-        # the first touch of fresh memory costs more than the copying.
+        # Each goes first every other time, on a disk at rest, and into warm memory.
         for action in (cp, report) if round_number % 2 else (report, cp):
-            change()
-            rest()
-            cp()
-            shutil.rmtree(copy)
+            shared.change(source)
+            shared.rest(run)
+            shared.warm(source, copy)
             begin = time.perf_counter()
             action()
             times[action].append(time.perf_counter() - begin)
@@ -86,13 +60,7 @@ def loop(config):
     Path(config["directory"], "times.json").write_text(json.dumps(result))
 
 
-source = directory / "source"
-source.mkdir()
-block = os.urandom(min(file_bytes, 1 << 20))
-for number in range(num_files):
-    with open(source / f"part-{number:05d}.bin", "wb") as file:
-        for _ in range(file_bytes // len(block)):
-            file.write(block)
+shared.write_files(directory / "source", num_files, file_bytes)
 
 DataParallelTrainer(
     loop,
