@@ -13,7 +13,8 @@ from typing import Literal
 
 import msgspec
 
-FORMAT_VERSION = 1
+# 2: files of more than 16 MiB are digested in parts.
+FORMAT_VERSION = 2
 
 FileKind = Literal["file", "symlink", "directory"]
 
@@ -72,7 +73,8 @@ class StoredFile(Record, frozen=True):
     """One file of a checkpoint in storage, as its manifest lists it.
 
     Attributes:
-        digest: `xxh3-128:<hex>` of the content, or None where a file was registered in place and not read.
+        digest: The algorithm, a colon and the digest of the content in hexadecimal (see `persistence/digest.py`), or None where a
+            file was registered in place and not read.
         rank: The lowest rank that wrote it.
     """
 

@@ -8,17 +8,25 @@ from pathlib import Path
 
 import pytest
 
+from compat import make_v2
 from holdfast.config import CheckpointConfig
 from holdfast.result import Result
 from holdfast.run import Run
 from support.runs import names, open_run, report
 
-_FROZEN = Path(__file__).parent / "runs" / "v1"
+_RUNS = Path(__file__).parent / "runs"
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    return Path(shutil.copytree(_FROZEN, tmp_path / "v1", symlinks=True))
+    return Path(shutil.copytree(_RUNS / "v1", tmp_path / "v1", symlinks=True))
+
+
+@pytest.fixture
+def run_2(tmp_path) -> Path:
+    path = Path(shutil.copytree(_RUNS / "v2", tmp_path / "v2", symlinks=True))
+    (path / make_v2.LARGE).write_bytes(make_v2.weights())
+    return path
 
 
 def test_it_opens_and_says_what_it_said(run: Path) -> None:
@@ -58,3 +66,23 @@ def test_a_driver_of_today_resumes_it_and_keeps_its_best(run: Path, tmp_path) ->
     writer.close()
     assert names(writer) == ["checkpoint_000005", "checkpoint_000006"]
     assert Result.from_path(run).get_best_checkpoint("validation/loss", "min").path == str(run / "checkpoint_000005")
+
+
+def test_a_large_file_is_compared_part_by_part(run_2: Path, tmp_path) -> None:
+    assert Run(run_2).verify() == {"checkpoint_000001": []}
+    checkpoint = Result.from_path(run_2).checkpoint
+    copy = checkpoint.to_directory(tmp_path / "copy")
+    assert Path(copy, "weights.bin").read_bytes() == make_v2.weights()
+    with (run_2 / make_v2.LARGE).open("r+b") as file:
+        file.seek(20 << 20)
+        file.write(b"x")
+    (damage,) = Run(run_2).verify()["checkpoint_000001"]
+    assert damage.startswith("weights.bin: its content changed")
+
+
+def test_a_driver_of_today_goes_on_with_version_2(run_2: Path, tmp_path) -> None:
+    writer = open_run(run_2)
+    assert writer.latest_valid().name == "checkpoint_000001"
+    report(writer, tmp_path, {"weights.bin": make_v2.weights()})
+    writer.close()
+    assert Run(run_2).verify() == {"checkpoint_000001": [], "checkpoint_000002": []}

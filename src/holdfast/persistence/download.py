@@ -153,7 +153,7 @@ def _merge(source: Path, directory: Path) -> None:
 
 def _fetch_file(store: Store, target: LocalStore, file: StoredFile) -> None:
     key = layout.decode_path(file.path)
-    hasher = FileHasher()
+    hasher = FileHasher(like=file.digest)
     place = store.local_path(key)
     try:
         if place is not None:

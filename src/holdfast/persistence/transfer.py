@@ -13,6 +13,7 @@ from typing import NoReturn
 from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageError, StoreExistsError
 from holdfast.persistence import layout
 from holdfast.persistence.digest import FileHasher, digest_fd
+from holdfast.persistence.known_digests import KnownDigests
 from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import Retries, RetryPolicy
 from holdfast.persistence.sources import REPLACED, open_source, source_of
@@ -39,6 +40,7 @@ class FileTransfer:
         descriptors: Files that were handed over open, by path; they are read whatever lies in the directory now, and
             closed here.
         predecessor: The checkpoint whose unchanged files may be shared.
+        known: Digests of files that need not be read again.
         linked: The paths of files that were taken over already.
     """
 
@@ -52,6 +54,7 @@ class FileTransfer:
     stop: threading.Event
     descriptors: dict[str, int] = field(default_factory=dict)
     predecessor: Predecessor | None = None
+    known: KnownDigests = field(default_factory=KnownDigests)
     linked: set[str] = field(default_factory=set)
 
     def source(self, file: StagedFile) -> str:
@@ -157,6 +160,7 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
         _check_unmodified(source, file, status, with_ctime=not is_linked and not is_removed)
         progress = _Progress(transfer, file)
         try:
+            known = transfer.known.before_reading(descriptor, status)
             digest, is_shared = _share(transfer, file, descriptor, progress)
             if digest is not None and not is_shared:
                 progress.take_back()
@@ -171,6 +175,8 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
             status = os.fstat(descriptor)
             is_removed = held is not None and status.st_nlink < file.num_links
             _check_unmodified(source, file, status, with_ctime=not is_linked and not is_removed)
+            if known is not None:
+                transfer.known.remember(known, status, digest)
         except BaseException:
             progress.take_back()
             raise
@@ -187,7 +193,7 @@ def _share(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: 
     wanted = predecessor.candidate(file, descriptor) if predecessor is not None else None
     if predecessor is None or wanted is None or file.path in transfer.linked:
         return None, False
-    digest = digest_fd(descriptor, file.size_bytes, progress.hasher)
+    digest = transfer.known.find(os.fstat(descriptor)) or digest_fd(descriptor, file.size_bytes, progress.hasher)
     if digest != wanted:
         return digest, False
     try:

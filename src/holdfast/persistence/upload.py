@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from holdfast.errors import CheckpointSourceError, HoldfastError, StorageError
 from holdfast.persistence import layout
+from holdfast.persistence.known_digests import KnownDigests
 from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import RetryPolicy
 from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
@@ -29,6 +30,7 @@ class Uploader:
     def __init__(self, threads: int | None = None, *, retry: RetryPolicy | None = None) -> None:
         self._threads = threads or max(4, min(16, (os.cpu_count() or 1) * 2))
         self._retry = retry or RetryPolicy()
+        self._known = KnownDigests()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="holdfast-upload")
         self._guard = threading.Lock()
         self._running: set[ShardFuture] = set()
@@ -121,6 +123,7 @@ class Uploader:
             stop=future.stop_event,
             descriptors=descriptors or {},
             predecessor=predecessor,
+            known=self._known,
         )
         work = ShardWork(shard, transfer, step, future, ended=self._ended, most_threads=self._threads)
         with self._guard:

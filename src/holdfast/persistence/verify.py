@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from holdfast.errors import StorageError, StoreNotFoundError
 from holdfast.persistence import layout
-from holdfast.persistence.digest import digest_fd, digest_stream, is_known
+from holdfast.persistence.digest import FileHasher, digest_fd, digest_stream, is_known
 from holdfast.records import Manifest, StoredFile
 from holdfast.stores.base import Store
 
@@ -195,7 +195,7 @@ def _compare_digests(store: Store, prefix: str, root: str | None, files: Sequenc
         if root is not None:
             digest = _digest_local(f"{root}/{path}", file)
         else:
-            digest = _digest_remote(store, f"{prefix}/{path}" if prefix else path)
+            digest = _digest_remote(store, f"{prefix}/{path}" if prefix else path, file)
         if digest is None:
             return "unreadable: the disk reports an error"
         return None if digest == file.digest else f"its content changed: {digest} instead of {file.digest}"
@@ -212,7 +212,7 @@ def _digest_local(path: str, file: StoredFile) -> str | None:
     try:
         descriptor = os.open(path, _READ)
         try:
-            return digest_fd(descriptor, file.size_bytes)
+            return digest_fd(descriptor, file.size_bytes, FileHasher(like=file.digest))
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -221,10 +221,10 @@ def _digest_local(path: str, file: StoredFile) -> str | None:
         raise StorageError(f"Cannot read {path!r}: {os.strerror(error.errno or 0)}") from error
 
 
-def _digest_remote(store: Store, key: str) -> str | None:
+def _digest_remote(store: Store, key: str, file: StoredFile) -> str | None:
     try:
         with store.open_read(key) as stream:
-            return digest_stream(stream)[0]
+            return digest_stream(stream, like=file.digest)
     except StoreNotFoundError:
         return None
     except OSError as error:

@@ -13,7 +13,7 @@ from holdfast.errors import FormatError, RunInUseError, StoreExistsError
 from holdfast.persistence import heartbeat, layout
 from holdfast.persistence.lease import acquire, current_driver
 from holdfast.persistence.opening import survey
-from holdfast.records import EpochRecord
+from holdfast.records import FORMAT_VERSION, EpochRecord
 from holdfast.stores import open_store
 from support.failing_store import WatchedStore
 from support.remote_like_store import RemoteLikeStore
@@ -248,7 +248,7 @@ def test_an_epoch_record_says_what_it_adopts_and_which_numbers_are_free(tmp_path
 
 def test_a_run_of_a_newer_format_is_not_written_to(tmp_path) -> None:
     store = open_store(tmp_path)
-    store.write(layout.epoch_key(1), msgspec.json.encode(EpochRecord(format_version=2)))
+    store.write(layout.epoch_key(1), msgspec.json.encode(EpochRecord(format_version=FORMAT_VERSION + 1)))
     with pytest.raises(FormatError, match="upgrade"):
         _acquire(store)
     assert current_driver(store) is None
