@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from torch.distributed.checkpoint.state_dict_saver import save
 
-from holdfast.errors import HoldfastError, StateError, StorageError
+from holdfast.errors import StateError
 from holdfast.torch.state import buffers
 from holdfast.torch.state.files import check_dtype
 from holdfast.torch.state.optimizers import gather, parameter_names
+from holdfast.torch.state.plans import plan_together, resolver
+from holdfast.torch.state.together import Together
 from holdfast.torch.state.tree import Leaf, leaves
 from holdfast.torch.state.values import encode
-from holdfast.torch.state.writer import Planner, ShardWriter, Values
+from holdfast.torch.state.writer import DIRECTORY, ShardWriter, Values
 from holdfast.worker import context
 from holdfast.worker.staging_directory import is_staging
 
@@ -63,29 +61,27 @@ def save_state(
     for leaf in found:
         gathered.add(leaf)
     path = Path(directory).absolute()
-    is_group = dist.is_available() and dist.is_initialized()
-    if not is_group and context.is_inside() and context.get_context().get_world_size() > 1:
+    together = Together()
+    if not together.is_group and context.is_inside() and context.get_context().get_world_size() > 1:
         raise StateError(
             "save_state: these workers have no process group, which tells who saves what; use TorchTrainer, or call "
             "torch.distributed.init_process_group() first"
         )
-    writer = ShardWriter(path, dist.get_rank() if is_group else 0, _pool(path, in_memory))
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            save(
-                gathered.tensors,
-                storage_writer=writer,
-                planner=Planner(gathered.values, gathered.loose),
-                no_dist=not is_group,
-            )
-    except CheckpointException as error:
-        raise _failure(error) from error
-    except OSError as error:
-        raise StorageError(f"save_state could not write to {str(path)!r}: {error}") from error
-    if writer.written and context.is_inside():
+    plan = plan_together(gathered.tensors, gathered.loose, together)
+    writer = ShardWriter(path, together.rank, _pool(path, in_memory))
+
+    def write() -> tuple[list[str], Values]:
+        return writer.write_tensors(plan, resolver(gathered.tensors)), gathered.values
+
+    def finish(of_ranks: list[tuple[list[str], Values]]) -> list[None]:
+        writer.finish([file for files, _ in of_ranks for file in files], [values for _, values in of_ranks])
+        return [None] * len(of_ranks)
+
+    together.step(write, finish)
+    if plan.files and context.is_inside():
         state_of_worker = context.current("save_state()")
-        state_of_worker.saved_into, state_of_worker.saved_files = str(path), tuple(writer.written)
+        state_of_worker.saved_into = str(path)
+        state_of_worker.saved_files = tuple(f"{DIRECTORY}/{file.name}" for file in plan.files)
 
 
 class _Gathered:
@@ -161,13 +157,3 @@ def _pool(directory: Path, in_memory: bool | None) -> buffers.BufferPool | None:
     run = os.path.realpath(state.job.run_url)
     is_in_run = os.path.realpath(directory).startswith(f"{run}/") and not is_staging(state, str(directory))
     return buffers.pool_of(state) if in_memory or (is_temporary and not is_in_run) else None
-
-
-def _failure(error: CheckpointException) -> HoldfastError:
-    rank, (cause, _) = min(error.failures.items())
-    if not isinstance(cause, Exception):  # Ctrl-C
-        raise cause
-    if isinstance(cause, HoldfastError):
-        return type(cause)(f"on rank {rank}: {cause}") if type(cause) is StateError else StorageError(str(cause))
-    kind = StorageError if isinstance(cause, OSError) else StateError
-    return kind(f"save_state failed on rank {rank}: {type(cause).__name__}: {cause}")
