@@ -373,3 +373,58 @@ def test_a_directory_that_is_kept_among_temporary_ones_holds_files_in_the_end(tm
     for reported in train.Run(tmp_path / "run").checkpoints:
         assert reported.checkpoint.verify() == []
         load_state({"tensor": torch.zeros(1000)}, reported.checkpoint)
+
+
+def forms(config):
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+    planned = []
+    plan = DefaultSavePlanner.create_local_plan
+    DefaultSavePlanner.create_local_plan = lambda self: planned.append(1) or plan(self)
+    rank = train.get_context().get_world_rank()
+    counts = []
+    for step, keys in enumerate([["a"], ["a"], ["a", "b"], ["a"], ["a", "b"]]):
+        # The form changes on one rank only.
+        state = {key: torch.full((3,), step + 10 * rank) for key in (keys if rank else ["a"])}
+        state["step"] = step
+        with tempfile.TemporaryDirectory() as directory:
+            save_state(state, directory)
+            train.report({}, Checkpoint.from_directory(directory))
+        counts.append(len(planned))
+    DefaultSavePlanner.create_local_plan = plan
+    return counts
+
+
+def test_a_state_of_a_known_form_is_not_planned_again_and_one_of_another_is(tmp_path):
+    result = run(forms, tmp_path, 2)
+    # What rank 0 knows of its own form is replaced as often as rank 1 has another.
+    assert result.return_value == [1, 1, 2, 3, 4]
+    for step, each in enumerate(train.Run(tmp_path / "run").checkpoints):
+        state = {"a": torch.zeros(3), "step": None} | ({"b": torch.zeros(3)} if step in (2, 4) else {})
+        load_state(state, each.checkpoint)
+        assert state["step"] == step
+        assert state["a"].tolist() == [step] * 3
+        if "b" in state:
+            assert state["b"].tolist() == [step + 10] * 3
+
+
+def refused_on_one_rank(config):
+    rank = train.get_context().get_world_rank()
+    told = []
+    for directory in (tempfile.mkdtemp(), tempfile.mkdtemp(), "/proc/nowhere" if rank else tempfile.mkdtemp()):
+        try:
+            save_state({"a": torch.ones(3)}, directory, in_memory=False)
+        except train.StorageError as error:
+            told.append(f"{error}")
+        else:
+            told.append("saved")
+    texts = [None, None]
+    torch.distributed.all_gather_object(texts, told)
+    return texts
+
+
+def test_what_one_rank_cannot_write_every_rank_hears_of_also_without_planning(tmp_path):
+    first, second = run(refused_on_one_rank, tmp_path, 2).return_value
+    assert first == second
+    assert first[:2] == ["saved", "saved"]
+    assert first[2].startswith("save_state failed on rank 1: FileNotFoundError")
