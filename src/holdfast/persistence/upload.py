@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +21,10 @@ from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
 
 
+# What runs beside training gets a third of the share of a core that training has, where both want it.
+_NICENESS = 5
+
+
 class Uploader:
     """The threads of a node that store files. Safe to use from several threads.
 
@@ -32,6 +38,8 @@ class Uploader:
         self._retry = retry or RetryPolicy()
         self._known = KnownDigests()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="holdfast-upload")
+        # Threads of their own, for what has once given way cannot take it back.
+        self._beside = ThreadPoolExecutor(self._threads, "holdfast-upload-beside", initializer=_give_way)
         self._guard = threading.Lock()
         self._running: set[ShardFuture] = set()
         self._is_closed = False
@@ -55,7 +63,7 @@ class Uploader:
             on_bytes: Told of stored bytes as they come, from several threads; a negative number takes back what a
                 failed try had told.
             descriptors: Open files, by path, that are read instead of what lies in the shard's directory; they are
-                closed when the shard is done, however it ends.
+                closed when the shard is done, however it ends. Training goes on beside it, so the threads give way to it.
             predecessor: A checkpoint whose files are linked to where they are equal.
 
         Returns:
@@ -99,7 +107,8 @@ class Uploader:
             running = list(self._running)
         for future in running:
             future.cancel()
-        self._pool.shutdown(wait=True)
+        for pool in (self._pool, self._beside):
+            pool.shutdown(wait=True)
 
     def _run(
         self,
@@ -132,12 +141,19 @@ class Uploader:
                 future.set_exception(StorageError("The upload did not begin: the run is being closed"))
                 return future
             self._running.add(future)
-            work.start(self._pool)
+            work.start(self._pool if descriptors is None else self._beside)
         return future
 
     def _ended(self, future: ShardFuture) -> None:
         with self._guard:
             self._running.discard(future)
+
+
+def _give_way() -> None:
+    # Linux alone has priorities of threads; those that this one starts take over its own.
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _undigested(transfer: FileTransfer, file: StagedFile) -> StoredFile:
