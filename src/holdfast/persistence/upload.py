@@ -20,7 +20,6 @@ from holdfast.persistence.transfer import FileTransfer, register_file, store_fil
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
 
-
 # What runs beside training gets a third of the share of a core that training has, where both want it.
 _NICENESS = 5
 
