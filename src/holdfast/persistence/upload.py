@@ -152,7 +152,8 @@ def _give_way() -> None:
     # Linux alone has priorities of threads; those that this one starts take over its own.
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def _undigested(transfer: FileTransfer, file: StagedFile) -> StoredFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -365,3 +366,28 @@ def test_registering_digests_in_place_and_writes_nothing(store: LocalStore, uplo
         uploader.register_shard(stage(store.local_path("elsewhere"), 1), store, "run/mine").result(LIMIT_S)
     remote = uploader.register_shard(stage(place, 1), RemoteLikeStore(tmp_path / "remote"), "mine").result(LIMIT_S)
     assert by_path(remote) == {"a": ("file", 4, None, None)}
+
+
+class WatchedStore(LocalStore):
+    """Notes the priority of the thread that stores."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.niceness: set[int] = set()
+
+    def put_file(self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None) -> None:
+        self.niceness.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        super().put_file(key, source, size_bytes=size_bytes, mode=mode, hasher=hasher)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+def test_what_is_stored_beside_training_gives_way_to_it(source: Path, uploader: Uploader, tmp_path: Path) -> None:
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    store = WatchedStore(tmp_path / "store")
+    uploader.store_shard(stage(source, 0), store, "waited-for").result(LIMIT_S)
+    assert store.niceness == {here}
+    store.niceness.clear()
+    handed_over = {"a": os.open(source / "a", os.O_RDONLY), "sub/b": os.open(source / "sub/b", os.O_RDONLY)}
+    uploader.store_shard(stage(source, 0), store, "beside", descriptors=handed_over).result(LIMIT_S)
+    assert store.niceness == {min(here + 5, 19)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == here
