@@ -60,10 +60,18 @@ class Checkpoint:
         return cls._from_store(open_store(directory))
 
     @classmethod
-    def _from_store(cls, store: Store, *, filesystem: Any = None, verified: bool = False) -> Checkpoint:
+    def _from_store(
+        cls,
+        store: Store,
+        *,
+        filesystem: Any = None,
+        verified: bool = False,
+        kept: Mapping[str, str] | None = None,
+    ) -> Checkpoint:
         checkpoint = cls.__new__(cls)
         checkpoint._assign(store, filesystem)
         checkpoint._verified = verified
+        checkpoint._kept = kept or {}
         return checkpoint
 
     def _assign(self, store: Store, filesystem: Any) -> None:
@@ -72,6 +80,12 @@ class Checkpoint:
         # Whoever has just compared the bytes with the manifest, or written them, sets it: they are not read again.
         self._verified = False
         self._fingerprint: dict[str, os.stat_result] | None = None
+        # Where this machine may have the files of a remote one, by path; only their digests tell.
+        self._kept: Mapping[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # On another machine such places lead to something else.
+        return {**self.__dict__, "_kept": {}}
 
     @property
     def path(self) -> str:
@@ -119,7 +133,7 @@ class Checkpoint:
         # Here and not above: `import holdfast` is quick because what few scripts call is loaded when it is called.
         from holdfast.persistence.restore import shared_copy
 
-        with shared_copy(self._store, self._manifest_or_listing(), include=include) as directory:
+        with shared_copy(self._store, self._manifest_or_listing(), include=include, kept=self._kept) as directory:
             yield str(directory)
 
     def to_directory(self, path: str | os.PathLike[str] | None = None) -> str:
@@ -148,7 +162,7 @@ class Checkpoint:
         self._require()
         if self._store.local_path() == Path(target):
             return target
-        copy_to(self._store, self._manifest_or_listing(), Path(target))
+        copy_to(self._store, self._manifest_or_listing(), Path(target), kept=self._kept)
         return target
 
     def files(self) -> list[StoredFile]:
@@ -181,6 +195,13 @@ class Checkpoint:
             is_inside = os.path.realpath(os.path.join(real_root, name)).startswith(f"{real_root}/")
         if not is_inside:
             raise ConfigurationError(f"{name!r} leads out of the checkpoint {self.path!r}; give a path from files()")
+        if name in self._kept:
+            from holdfast.persistence.download import open_from_kept
+
+            file = next((file for file in self.files() if file.path == name), None)
+            found = open_from_kept(self._kept, file) if file is not None else None
+            if found is not None:
+                return found
         return self._store.open_read(name)
 
     def verify(self) -> list[Damage]:

@@ -221,6 +221,8 @@ class RunConfig:
             for no limit.
         on_upload_error: What follows when an `ASYNC` checkpoint cannot be stored: `raise` makes the next `report`
             raise it, or the attempt fail where none follows; `warn` only says so.
+        restart_cache_bytes: How much of the newest checkpoint this machine keeps for a restart, where storage is remote: memory,
+            or space on disk that files take which have been removed. None for half of what is free; 0 keeps nothing.
     """
 
     name: str | None = None
@@ -239,6 +241,7 @@ class RunConfig:
     max_pending_checkpoints: int = 1
     max_pending_bytes: int | None = None
     on_upload_error: Literal["raise", "warn"] = "raise"
+    restart_cache_bytes: int | None = None
 
     def __repr__(self) -> str:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -287,6 +290,9 @@ class RunConfig:
         _check_int("RunConfig.max_pending_checkpoints", self.max_pending_checkpoints, 0, hint)
         if self.max_pending_bytes is not None:
             _check_int("RunConfig.max_pending_bytes", self.max_pending_bytes, 0, "None means no limit")
+        if self.restart_cache_bytes is not None:
+            hint = "0 keeps nothing, None half of what is free"
+            _check_int("RunConfig.restart_cache_bytes", self.restart_cache_bytes, 0, hint)
         if self.on_upload_error not in ("raise", "warn"):
             raise ConfigurationError(
                 f"RunConfig.on_upload_error must be 'raise' or 'warn', not {self.on_upload_error!r}"

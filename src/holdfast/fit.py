@@ -115,6 +115,7 @@ class Fit:
             name=self._name,
             checkpoint_config=checkpoint_config,
             durability=self._config.durability,
+            restart_cache_bytes=self._config.restart_cache_bytes,
             configuration=_as_text(self._trainer),
         )
 
@@ -165,7 +166,9 @@ class Fit:
             return None
 
         def start(name: str, payload: bytes, listener: Listener) -> WorkerGroup | None:
-            job = msgspec.structs.replace(self._make_job(0, 1, writer.first_attempt, 0, name), payload=payload)
+            job = msgspec.structs.replace(
+                self._make_job(0, 1, writer.first_attempt, 0, name), payload=payload, kept=writer.keeper.places(name)
+            )
             return beside.start_beside(
                 reactor,
                 job,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from holdfast.controller.attempt import Attempt, Limits
 from holdfast.controller.callbacks import RunContext, UserCallback, call_all
 from holdfast.controller.failure import signal_name, summarise
@@ -179,7 +181,11 @@ class Controller:
             validations=self._validations,
             after_report=self._reported,
         )
-        jobs = [self._make_job(rank, world_size, number, first_report, name) for rank in range(world_size)]
+        kept = self._writer.keeper.prepare_restart(latest) if latest is not None else {}
+        jobs = [
+            msgspec.structs.replace(self._make_job(rank, world_size, number, first_report, name), kept=kept)
+            for rank in range(world_size)
+        ]
         self._observer.started(number, world_size, name)
         self._engine.await_ready(self._reactor, lambda: self._outcome.signum is not None)
         if self._outcome.signum is not None:

@@ -23,6 +23,7 @@ from holdfast.records import CommittedCheckpoint, Manifest, ShardReceipt, Staged
 from holdfast.stores.base import Store
 
 if TYPE_CHECKING:
+    from holdfast.persistence.kept import Keeper, KeptFiles
     from holdfast.persistence.predecessor import Predecessor
     from holdfast.persistence.upload import Uploader
 
@@ -39,6 +40,7 @@ class Owner(Protocol):
     epoch: int
     strict: bool
     predecessor: Predecessor | None
+    keeper: Keeper
 
     def uploader(self) -> Uploader:
         """The threads that store files."""
@@ -74,6 +76,7 @@ class CheckpointWriter:
         self._shards: list[StagedShard] = []
         self._registered: StagedShard | None = None
         self._futures: list[Future[ShardReceipt]] = []
+        self._kept: KeptFiles | None = None
         self._ended = False
 
     def store_shard(
@@ -96,6 +99,7 @@ class CheckpointWriter:
             if self._in_place is None:
                 self._owner.claim(self.name)
                 self._place = place_of(self._store, self.name, self._owner.epoch, self._attempt)
+                self._kept = self._owner.keeper.begin()
                 if self._place == self.name:
                     # Dying on the next line leaves a mark without files; with files it says that they are ours.
                     self._store.write(layout.pending_key(self.name), b"{}")
@@ -107,6 +111,7 @@ class CheckpointWriter:
                 on_bytes=on_bytes,
                 descriptors=descriptors,
                 predecessor=self._owner.predecessor,
+                kept=self._kept,
             )
             self._shards.append(shard)
             self._futures.append(future)
@@ -211,6 +216,8 @@ class CheckpointWriter:
             if self._ended:
                 return
             self._ended = True
+            if self._kept is not None:
+                self._kept.close()
             # What was registered in place is the user's own, and stays.
             if self._in_place is not False:
                 return
@@ -267,6 +274,7 @@ class CheckpointWriter:
                 make_durable(self._store, partial=self._place, manifest=manifest, metadata=metadata)
             except StorageError as error:
                 failure = error
+        self._owner.keeper.committed(manifest, self._kept)
         release(self._shards)
         files: Sequence[str] | None = None
         if self._owner.strict and failure is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from holdfast.errors import DamagedCheckpointError, StorageError, StoreNotFoundError
 from holdfast.persistence import layout
@@ -17,14 +19,23 @@ from holdfast.persistence.verify import select
 from holdfast.records import Manifest, StoredFile
 from holdfast.stores.base import Store
 from holdfast.stores.local import LocalStore
+from holdfast.stores.local_copy import copy_bytes
 from holdfast.stores.local_errors import storage_error
 
+_LOG = logging.getLogger("holdfast")
 _THREADS = 8
 _CHUNK_BYTES = 1024 * 1024
 _PARALLEL_FROM = 2
 
 
-def fetch(store: Store, manifest: Manifest, directory: Path, *, include: Sequence[str] | None = None) -> None:
+def fetch(
+    store: Store,
+    manifest: Manifest,
+    directory: Path,
+    *,
+    include: Sequence[str] | None = None,
+    kept: Mapping[str, str] | None = None,
+) -> None:
     """Fills a directory that is empty, and that nobody takes for a checkpoint yet.
 
     Holdfast's own files come along where all files do, so that the copy can be verified again.
@@ -32,21 +43,23 @@ def fetch(store: Store, manifest: Manifest, directory: Path, *, include: Sequenc
     Args:
         store: Rooted at the checkpoint.
         include: Only the files that match one of these patterns.
+        kept: Where this machine may have files of it, by path. What proves to be the same by its digest is copied from there.
 
     Raises:
         DamagedCheckpointError: A file is missing, or not what was reported.
         StorageError: The store or the local disk failed.
     """
+    kept = kept or {}
     files = select(manifest.files, include)
     target = LocalStore(directory)
     regular = [file for file in files if file.kind == "file"]
     if len(regular) < _PARALLEL_FROM:
         for file in regular:
-            _fetch_file(store, target, file)
+            _fetch_file(store, target, file, kept)
     else:
         regular.sort(key=lambda file: -file.size_bytes)
         with ThreadPoolExecutor(min(_THREADS, len(regular)), thread_name_prefix="holdfast-restore") as pool:
-            futures = [pool.submit(_fetch_file, store, target, file) for file in regular]
+            futures = [pool.submit(_fetch_file, store, target, file, kept) for file in regular]
             try:
                 for future in futures:
                     future.result()
@@ -68,7 +81,14 @@ def fetch(store: Store, manifest: Manifest, directory: Path, *, include: Sequenc
             continue
 
 
-def copy_to(store: Store, manifest: Manifest, directory: Path, *, include: Sequence[str] | None = None) -> None:
+def copy_to(
+    store: Store,
+    manifest: Manifest,
+    directory: Path,
+    *,
+    include: Sequence[str] | None = None,
+    kept: Mapping[str, str] | None = None,
+) -> None:
     """Copies a checkpoint, verified, into a directory.
 
     A directory that does not exist appears whole, in one step. Into one that exists each file appears whole;
@@ -77,6 +97,7 @@ def copy_to(store: Store, manifest: Manifest, directory: Path, *, include: Seque
     Args:
         store: Rooted at the checkpoint.
         include: Only the files that match one of these patterns.
+        kept: As for `fetch`.
 
     Raises:
         DamagedCheckpointError: A file is missing, or not what was reported.
@@ -85,7 +106,7 @@ def copy_to(store: Store, manifest: Manifest, directory: Path, *, include: Seque
     if os.path.lexists(directory) and not directory.is_dir():
         raise StorageError(f"Cannot copy the checkpoint to {str(directory)!r}: it is a file; give a directory")
     with _scratch_directory(directory) as scratch:
-        fetch(store, manifest, scratch, include=include)
+        fetch(store, manifest, scratch, include=include, kept=kept)
         try:
             # Dead before this line: a hidden directory beside the target. After it: the whole checkpoint.
             os.rename(scratch, directory)
@@ -151,8 +172,27 @@ def _merge(source: Path, directory: Path) -> None:
         ) from error
 
 
-def _fetch_file(store: Store, target: LocalStore, file: StoredFile) -> None:
+def open_from_kept(kept: Mapping[str, str], file: StoredFile) -> BinaryIO | None:
+    """One file for reading, as a copy without a name of what this machine has of it; None where that is not the same."""
+    descriptor = _open_kept(kept, file)
+    if descriptor is None:
+        return None
+    hasher = FileHasher(like=file.digest)
+    try:
+        with tempfile.TemporaryFile() as copy:
+            copy_bytes(descriptor, copy.fileno(), file.size_bytes, hasher)
+            return open(f"/proc/self/fd/{copy.fileno()}", "rb") if hasher.text() == file.digest else None
+    except OSError as error:  # should the disk be full: reading from the store needs none
+        _LOG.debug("%s cannot be read from what was kept: %s", file.path, error)
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _fetch_file(store: Store, target: LocalStore, file: StoredFile, kept: Mapping[str, str]) -> None:
     key = layout.decode_path(file.path)
+    if _copy_kept(kept, target, key, file):
+        return
     hasher = FileHasher(like=file.digest)
     place = store.local_path(key)
     try:
@@ -164,6 +204,41 @@ def _fetch_file(store: Store, target: LocalStore, file: StoredFile) -> None:
         raise _damaged(store, file, "missing") from error
     if file.digest is not None and is_known(file.digest) and hasher.text() != file.digest:
         raise _damaged(store, file, f"its content changed: {hasher.text()} instead of {file.digest}")
+
+
+def _copy_kept(kept: Mapping[str, str], target: LocalStore, key: str, file: StoredFile) -> bool:
+    """Whether the target has the file now; else nothing is there."""
+    descriptor = _open_kept(kept, file)
+    if descriptor is None:
+        return False
+    hasher = FileHasher(like=file.digest)
+    try:
+        target.put_file(key, descriptor, size_bytes=file.size_bytes, mode=file.mode, hasher=hasher)
+    except StorageError as error:  # should the disk be full, fetching says so
+        _LOG.debug("%s cannot be copied from what was kept: %s", file.path, error)
+        return False
+    finally:
+        os.close(descriptor)
+    if hasher.text() == file.digest:
+        return True
+    # It was written to since, or its memory is in use for something else: as good as not kept.
+    target.delete(key)
+    return False
+
+
+def _open_kept(kept: Mapping[str, str], file: StoredFile) -> int | None:
+    """What may be the file, if it has its size; only its digest tells."""
+    place = kept.get(file.path)
+    if place is None or file.digest is None or not is_known(file.digest):
+        return None
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError:  # the node is gone, or has let go of it
+        return None
+    if os.fstat(descriptor).st_size == file.size_bytes:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _copy_local(path: str, target: LocalStore, key: str, file: StoredFile, hasher: FileHasher) -> None:

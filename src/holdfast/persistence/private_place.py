@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import tempfile
 from pathlib import Path
 
 from holdfast.errors import StorageError
-from holdfast.stores.base import Store
 from holdfast.stores.local_errors import storage_error
 
 
-def user_place(purpose: str) -> Path:
-    """Where this user's processes keep what they share; it need not exist."""
-    return Path(tempfile.gettempdir(), f"holdfast-{os.getuid()}", purpose)
-
-
-def staging_place(run: Store) -> Path | None:
-    """Where the workers of a remote run write what they are about to report; None for a run on a local path.
+def user_place(purpose: str, top: Path | None = None) -> Path:
+    """Where this user's processes keep what they share; it need not exist.
 
     Args:
-        run: Rooted at the run's directory.
+        top: By default where temporary files go.
     """
-    if run.local_path() is not None:
-        return None
-    return user_place("staging") / hashlib.sha256(run.url.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return Path(top or tempfile.gettempdir(), _user_directory(), purpose)
 
 
 def make_private(directory: Path) -> None:
@@ -35,10 +26,12 @@ def make_private(directory: Path) -> None:
     Raises:
         StorageError: Others can write there, or it cannot be made.
     """
+    upwards = [directory, *directory.parents]
+    ours = next((number for number, each in enumerate(upwards) if each.name == _user_directory()), 0)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ours = user_place("")
-        for each in (directory, ours) if ours in directory.parents else (directory,):
+        upwards[ours].parent.mkdir(parents=True, exist_ok=True)
+        for each in reversed(upwards[: ours + 1]):
+            each.mkdir(mode=0o700, exist_ok=True)
             status = os.lstat(each)
             is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
             if not is_ours or stat.S_IMODE(status.st_mode) & 0o022:
@@ -48,3 +41,7 @@ def make_private(directory: Path) -> None:
                 )
     except OSError as error:
         raise storage_error("make the directory for files of checkpoints", str(directory), error) from error
+
+
+def _user_directory() -> str:
+    return f"holdfast-{os.getuid()}"

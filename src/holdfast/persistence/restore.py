@@ -6,6 +6,7 @@ Each copy has a directory of its own below the cache::
     <key>/readers     locked shared, by everyone who reads
     <key>/data/       the checkpoint; it appears by a rename, so it is whole or not there
     <key>/partial-*   a download; only the gate's holder has one, so any other is a dead process's
+    <checkpoint>.wanted    locked shared by a node that may need copies of that checkpoint again: they stay
 
 Two lock files rather than one that is converted: the kernel converts by unlocking first, and between the two
 anybody may come in. All locks go with their process, so a killed one holds up nobody. Whoever removes a copy holds
@@ -21,7 +22,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from holdfast.errors import StorageError, WaitTimeoutError
@@ -41,6 +42,7 @@ _LONGEST_PAUSE_S = 0.05
 _FIRST_NOTICE_S = 10.0
 _NOTICE_EVERY_S = 60.0
 _LEAVE_TIMEOUT_S = 5.0
+_WANTED = ".wanted"
 
 
 @contextlib.contextmanager
@@ -51,6 +53,7 @@ def shared_copy(
     include: Sequence[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    kept: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """A verified local copy, shared with every other reader of this machine, gone when the last has left.
 
@@ -59,6 +62,7 @@ def shared_copy(
         include: Only the files that match one of these patterns; readers share with those who ask for the same.
         cache_dir: Where copies lie; by default below the directory for temporary files.
         timeout_s: How long to wait for another process's download.
+        kept: Where this machine may have files of it, by path; see `fetch`.
 
     Raises:
         DamagedCheckpointError: A file is missing, or not what was reported.
@@ -67,9 +71,11 @@ def shared_copy(
     """
     cache = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     make_private(cache)
-    _sweep(cache)
+    sweep(cache)
     copy = _Copy(cache / _copy_name(store, manifest, include))
-    readers = copy.enter(lambda directory: fetch(store, manifest, directory, include=include), timeout_s, store.url)
+    readers = copy.enter(
+        lambda directory: fetch(store, manifest, directory, include=include, kept=kept), timeout_s, store.url
+    )
     try:
         yield copy.data
     finally:
@@ -146,8 +152,8 @@ class _Copy:
             _LOG.warning("A failed download in %s could not be removed: %s", self.place, error)
 
     def _remove_if_unread(self, gate: FileLock) -> None:
-        """Removes all of it unless somebody reads; the gate is ours."""
-        if not gate.is_at(self._gate):
+        """Removes all of it unless somebody reads, or may want to; the gate is ours."""
+        if not gate.is_at(self._gate) or (self.data.is_dir() and self._is_wanted()):
             return
         readers = try_lock(self._readers)
         if readers is None:
@@ -166,6 +172,9 @@ class _Copy:
                 os.rmdir(self.place)
         finally:
             readers.release()
+
+    def _is_wanted(self) -> bool:
+        return not _remove_if_unlocked(f"{str(self.place).rpartition('-')[0]}{_WANTED}")
 
     def _download(self, download: Callable[[Path], None]) -> None:
         for entry in list(os.scandir(self.place)):
@@ -212,17 +221,51 @@ class _Copy:
             return "another process"
 
 
-def _copy_name(store: Store, manifest: Manifest, include: Sequence[str] | None) -> str:
-    chosen = None if include is None else sorted([include] if isinstance(include, str) else include)
-    text = repr((store.url, manifest.id, manifest.created, chosen))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+def wanted_path(cache: Path, store: Store, checkpoint_id: str, created: str) -> str:
+    """What a node locks (shared) for copies of a checkpoint to stay.
+
+    Args:
+        store: Rooted at the checkpoint.
+    """
+    return f"{cache}/{_checkpoint_name(store, checkpoint_id, created)}{_WANTED}"
 
 
-def _sweep(cache: Path) -> None:
-    """Removes the copies that dead processes have left."""
+def sweep(cache: Path) -> None:
+    """Removes the copies that nobody reads or wants: those that dead processes have left."""
     try:
-        places = [Path(entry.path) for entry in os.scandir(cache) if entry.is_dir(follow_symlinks=False)]
-        for place in places:
-            _Copy(place).remove_if_unused()
+        entries = list(os.scandir(cache))
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _Copy(Path(entry.path)).remove_if_unused()
+        for entry in entries:
+            if entry.name.endswith(_WANTED):
+                _remove_if_unlocked(entry.path)
     except (OSError, StorageError) as error:
         _LOG.warning("Old copies of checkpoints in %s could not be removed: %s", cache, error)
+
+
+def _copy_name(store: Store, manifest: Manifest, include: Sequence[str] | None) -> str:
+    chosen = None if include is None else sorted([include] if isinstance(include, str) else include)
+    return f"{_checkpoint_name(store, manifest.id, manifest.created)}-{_hash(chosen)}"
+
+
+def _checkpoint_name(store: Store, checkpoint_id: str, created: str) -> str:
+    return _hash((store.url, checkpoint_id, created))
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(repr(value).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _remove_if_unlocked(path: str) -> bool:
+    """Whether no live process holds the lock; then the file is gone."""
+    if not os.path.exists(path):
+        return True
+    lock = try_lock(path)
+    if lock is None:
+        return False
+    try:
+        os.unlink(path)
+    finally:
+        lock.release()
+    return True

@@ -8,7 +8,7 @@ import stat
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageError, StoreExistsError
 from holdfast.persistence import layout
@@ -19,6 +19,9 @@ from holdfast.persistence.retry import Retries, RetryPolicy
 from holdfast.persistence.sources import REPLACED, open_source, source_of
 from holdfast.records import StagedFile, StoredFile
 from holdfast.stores.base import Store
+
+if TYPE_CHECKING:
+    from holdfast.persistence.kept import KeptFiles
 
 # Below it a file is told of as a whole; a call per buffer would cost more than it tells.
 _COUNTED_FROM_BYTES = 4 * 1024 * 1024
@@ -42,6 +45,7 @@ class FileTransfer:
         predecessor: The checkpoint whose unchanged files may be shared.
         known: Digests of files that need not be read again.
         linked: The paths of files that were taken over already.
+        kept: Gets each file that is stored, open.
     """
 
     root: str
@@ -56,6 +60,7 @@ class FileTransfer:
     predecessor: Predecessor | None = None
     known: KnownDigests = field(default_factory=KnownDigests)
     linked: set[str] = field(default_factory=set)
+    kept: KeptFiles | None = None
 
     def source(self, file: StagedFile) -> str:
         """Where the file lies on this machine."""
@@ -181,6 +186,8 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
             progress.take_back()
             raise
         progress.complete()
+        if transfer.kept is not None:
+            transfer.kept.add(file, descriptor)
     finally:
         if held is None:
             os.close(descriptor)

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from holdfast.errors import CheckpointSourceError, HoldfastError, StorageError
 from holdfast.persistence import layout
@@ -19,6 +20,9 @@ from holdfast.persistence.staging import stage
 from holdfast.persistence.transfer import FileTransfer, register_file, store_file
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
+
+if TYPE_CHECKING:
+    from holdfast.persistence.kept import KeptFiles
 
 # What runs beside training gets a third of the share of a core that training has, where both want it.
 _NICENESS = 5
@@ -52,6 +56,7 @@ class Uploader:
         on_bytes: Callable[[int], None] | None = None,
         descriptors: dict[str, int] | None = None,
         predecessor: Predecessor | None = None,
+        kept: KeptFiles | None = None,
     ) -> Future[ShardReceipt]:
         """Copies (or takes over) a shard's files to below `prefix`, several at once.
 
@@ -64,13 +69,14 @@ class Uploader:
             descriptors: Open files, by path, that are read instead of what lies in the shard's directory; they are
                 closed when the shard is done, however it ends. Training goes on beside it, so the threads give way to it.
             predecessor: A checkpoint whose files are linked to where they are equal.
+            kept: Keeps the files open once they are stored.
 
         Returns:
             The receipt to come, or the first error: `ShardModifiedError` for a file that changed or vanished since it
             was staged, `CheckpointSourceError` for one that cannot be read, `StorageError` for a failed write. All
             threads have let go of the shard when it is done.
         """
-        return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor)
+        return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor, kept)
 
     def register_shard(self, shard: StagedShard, store: Store, prefix: str) -> Future[ShardReceipt]:
         """Lists and digests files that lie in their final place below `prefix`, without writing anything.
@@ -118,6 +124,7 @@ class Uploader:
         on_bytes: Callable[[int], None] | None,
         descriptors: dict[str, int] | None = None,
         predecessor: Predecessor | None = None,
+        kept: KeptFiles | None = None,
     ) -> Future[ShardReceipt]:
         future = ShardFuture()
         transfer = FileTransfer(
@@ -132,6 +139,7 @@ class Uploader:
             descriptors=descriptors or {},
             predecessor=predecessor,
             known=self._known,
+            kept=kept,
         )
         work = ShardWork(shard, transfer, step, future, ended=self._ended, most_threads=self._threads)
         with self._guard:

@@ -18,17 +18,18 @@ from holdfast.persistence.checkpoint_writer import CheckpointWriter
 from holdfast.persistence.commit import taken
 from holdfast.persistence.deletion import set_aside
 from holdfast.persistence.durability import Durability
+from holdfast.persistence.kept import Keeper
 from holdfast.persistence.ledger import Ledger
+from holdfast.persistence.logs import append_text
 from holdfast.persistence.notes import NoteKeeper
 from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
 from holdfast.persistence.predecessor import Predecessor, predecessor_of
-from holdfast.persistence.private_place import staging_place
 from holdfast.persistence.recovery import Fingerprints, examine
 from holdfast.persistence.retention import RetentionPolicy
 from holdfast.persistence.retry import RetryPolicy, retried
+from holdfast.persistence.staging_places import StagingPlaces
 from holdfast.records import CommittedCheckpoint, Manifest
 from holdfast.stores.base import Store
-from holdfast.stores.local_tree import remove_tree
 
 if TYPE_CHECKING:
     from holdfast.persistence.upload import Uploader
@@ -53,10 +54,19 @@ class RunWriter:
         first_report: The lowest index that no report of the run has had.
         strict: Whether a commit waits for the disk.
         predecessor: The newest checkpoint that is known to be whole: what did not change since is stored once.
+        keeper: What this machine keeps of the newest checkpoint of a remote run.
     """
 
     def __init__(
-        self, store: Store, held: lease.Lease, *, name: str, run_id: str, policy: RetentionPolicy, strict: bool
+        self,
+        store: Store,
+        held: lease.Lease,
+        *,
+        name: str,
+        run_id: str,
+        policy: RetentionPolicy,
+        strict: bool,
+        restart_cache_bytes: int | None,
     ) -> None:
         """Use `open`; this takes over what it found."""
         found = held.survey.catalog
@@ -70,6 +80,9 @@ class RunWriter:
         self._lease = held
         self._attempt = self.first_attempt
         self._log = metrics_log.MetricsLog(store, self.epoch, self._attempt)
+        self._staging = StagingPlaces(store)
+        self._staging.take()
+        self.keeper = Keeper(store, restart_cache_bytes)
         self._litter: set[str] = set()
         # Names whose holders are no checkpoints to anyone: they give way when the name is wanted.
         self._unusable = set(found.void) | set(found.damaged)
@@ -99,6 +112,7 @@ class RunWriter:
         name: str,
         checkpoint_config: CheckpointConfig,
         durability: str = "background",
+        restart_cache_bytes: int | None = None,
         configuration: Mapping[str, str] | None = None,
         holder: str | None = None,
     ) -> RunWriter:
@@ -109,6 +123,7 @@ class RunWriter:
         Args:
             store: Rooted at `<storage_path>/<name>`.
             durability: `background` or `strict`.
+            restart_cache_bytes: How much of the newest checkpoint this machine keeps, where the store is remote.
             configuration: Of the whole job, as text, for whoever looks at the run later.
             holder: Who drives, as a person wants to read it; by default user, host and process.
 
@@ -127,7 +142,15 @@ class RunWriter:
             if removed := garbage.collect(store, epoch=held.epoch):
                 _log.info("removed what earlier drivers of %s left behind: %s", store.url, ", ".join(removed))
             policy = RetentionPolicy.of(checkpoint_config)
-            return cls(store, held, name=name, run_id=run_id, policy=policy, strict=durability == "strict")
+            return cls(
+                store,
+                held,
+                name=name,
+                run_id=run_id,
+                policy=policy,
+                strict=durability == "strict",
+                restart_cache_bytes=restart_cache_bytes,
+            )
         except BaseException:
             held.release()
             raise
@@ -210,21 +233,9 @@ class RunWriter:
             self._notes.update(checkpoint, validation=status, validation_metrics=found, validation_error=error)
             self._durability.let_go(self._ledger.settle(checkpoint.name, metrics))
             if last_lines is not None:
-                self._append_to_log(layout.validation_log_key(checkpoint.name), last_lines)
+                append_text(self.store, layout.validation_log_key(checkpoint.name), last_lines)
 
         return self.submit(settle)
-
-    def _append_to_log(self, key: str, text: str) -> None:
-        if not self.store.capabilities.append:
-            return
-        try:
-            log = self.store.open_append(key)
-            try:
-                log.write(text.encode("utf-8", "surrogateescape"))
-            finally:
-                log.close()
-        except StorageError as error:
-            _log.warning("the log %s could not be written: %s", key, error)
 
     def pending_validations(self) -> list[CommittedCheckpoint]:
         """What waits for a validation that no earlier driver came to, in report order."""
@@ -288,6 +299,8 @@ class RunWriter:
             for key in self._litter:
                 self._remove_litter(key)
         finally:
+            self.keeper.close()
+            self._staging.close()
             self._lease.release()
 
     # What follows is for the checkpoints on their way (`checkpoint_writer.Owner`).
@@ -373,13 +386,8 @@ class RunWriter:
 
     def _remove_staging(self) -> None:
         """No worker lives: whatever lies there will never be reported."""
-        place = staging_place(self.store)
-        if place is not None:
-            try:
-                remove_tree(str(place))
-            except StorageError as error:
-                _log.warning("%s could not be removed (%s); the next start of the run tries again", place, error)
-        elif self.store.exists(layout.STAGING):
+        self._staging.empty()
+        if self.store.local_path() is not None and self.store.exists(layout.STAGING):
             self._remove_litter(layout.STAGING)
 
     def _remove_litter(self, key: str) -> None:

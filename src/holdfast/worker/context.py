@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -99,6 +100,7 @@ class WorkerState:
     files: socket.socket
     inbox: Inbox = field(init=False)
     staging: dict[str, bool] = field(init=False, default_factory=dict)
+    staged_bytes: int | None = field(init=False, default=None)
     saved_into: str | None = field(init=False, default=None)
     saved_files: tuple[str, ...] = field(init=False, default=())
     resources: dict[str, Closeable] = field(init=False, default_factory=dict)
@@ -111,16 +113,20 @@ class WorkerState:
         self.inbox = Inbox(self.files, self.committed)
         self.next_report = self.job.first_report
         if self.job.checkpoint is not None:
-            self.checkpoint = self.committed(self.job.checkpoint)
+            self.checkpoint = self.committed(self.job.checkpoint, self.job.kept)
 
     @property
     def run(self) -> Store:
         """The store with the run's directory as its root."""
         return open_store(self.job.storage_address or self.job.storage_url).child(self.job.run_name)
 
-    def committed(self, name: str) -> Checkpoint:
-        """The checkpoint of that name; the driver vouches for its bytes."""
-        return Checkpoint._from_store(self.run.child(name), verified=True)
+    def committed(self, name: str, kept: Mapping[str, str] | None = None) -> Checkpoint:
+        """The checkpoint of that name; the driver vouches for its bytes.
+
+        Args:
+            kept: Where this machine has files of it, by path.
+        """
+        return Checkpoint._from_store(self.run.child(name), verified=True, kept=kept)
 
 
 _state: WorkerState | None = None

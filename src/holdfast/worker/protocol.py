@@ -205,6 +205,7 @@ class Job(Message, frozen=True):
         first_report: The index of this attempt's first report.
         score_attribute: The metric that ranks checkpoints, to be checked where it is reported.
         validates: Whether the trainer has a function that validates checkpoints.
+        kept: Where the node has files of that checkpoint, by path; what they hold is to be compared with the manifest.
     """
 
     payload: bytes
@@ -226,6 +227,7 @@ class Job(Message, frozen=True):
     score_attribute: str | None = None
     validates: bool = False
     storage_address: str = ""
+    kept: dict[str, str] = {}
 
 
 Question = ReportCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed

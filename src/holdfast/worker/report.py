@@ -21,7 +21,7 @@ from holdfast.worker.answers import expect
 from holdfast.worker.context import WorkerState, current
 from holdfast.worker.handover import hand_over
 from holdfast.worker.pending import PendingCheckpoint
-from holdfast.worker.staging_directory import handed_over, is_staging
+from holdfast.worker.staging_directory import handed_over, is_staging, remember_size
 from holdfast.worker.validation import pack_arguments
 
 UploadFunction = Callable[[Checkpoint, str], Checkpoint]
@@ -176,6 +176,8 @@ def _with_checkpoint(
         # that into the checkpoint.
         adopt = remove and (ours or mode is CheckpointUploadMode.SYNC)
         shard = _stage_local(checkpoint, state.job.rank, adopt=adopt, remove=remove)
+        if ours:
+            remember_size(state, shard)
     waits = mode is not CheckpointUploadMode.ASYNC
     return protocol.ReportCall(state.next_report, encoded, shard, name, in_place, waits)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,14 +9,12 @@ from typing import TYPE_CHECKING
 from holdfast.controller.group import Listener
 from holdfast.engines.local.duplex import Duplex
 from holdfast.errors import StorageError
+from holdfast.persistence.open_files import RaisedLimit, most_open_files
 from holdfast.worker import protocol
 from holdfast.worker.handover import Receiver
 
 if TYPE_CHECKING:
     from holdfast.controller.reactor import Reactor
-
-# Enough for the checkpoints of most; beyond it a shard comes in batches.
-_WANTED_DESCRIPTORS = 65536
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class FileConnections:
         self._listener = listener
         self._ends: dict[int, _End] = {}
         self._num_open = 0
-        self._earlier_limit: tuple[int, int] | None = None
+        self._limit: RaisedLimit | None = None
 
     def add(self, rank: int) -> socket.socket:
         """A worker's end of a new socket, which the caller closes when the worker has it."""
@@ -68,9 +65,9 @@ class FileConnections:
         """Frees everything; safe to repeat."""
         for rank in self._ends:
             self._end(rank)
-        if self._earlier_limit is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, self._earlier_limit)
-            self._earlier_limit = None
+        if self._limit is not None:
+            self._limit.restore()
+            self._limit = None
 
     def _end(self, rank: int) -> None:
         end = self._ends[rank]
@@ -82,8 +79,8 @@ class FileConnections:
         end = self._ends[rank]
         if end.duplex.is_closed or end.receiver.at_end:
             return False
-        if self._earlier_limit is None:
-            self._raise_limit()
+        if self._limit is None:
+            self._limit = RaisedLimit()
         got = False
         try:
             for message, descriptors in end.receiver.receive():
@@ -107,14 +104,4 @@ class FileConnections:
             end.duplex.read_on(has_room and not end.receiver.at_end)
 
     def _budget(self) -> int:
-        return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-
-    def _raise_limit(self) -> None:
-        """Lets this program open more files until `close`; what it may not, it may not."""
-        soft, hard = self._earlier_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = _WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _WANTED_DESCRIPTORS)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            except (OSError, ValueError):  # macOS refuses what its kernel does not allow
-                return
+        return max(1, most_open_files() // 2)

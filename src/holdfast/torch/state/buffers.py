@@ -27,8 +27,8 @@ from pathlib import Path
 
 import torch
 
+from holdfast.persistence.memory import available_bytes
 from holdfast.torch.state.files import FileLayout
-from holdfast.torch.state.room import available_bytes
 from holdfast.worker.context import WorkerState
 
 _LOG = logging.getLogger("holdfast")
@@ -205,6 +205,9 @@ class BufferPool:
                 best.release()
                 return None
             best.begin(layout, link, self._next_number(), pin=pin)
+            # Of two that are free, the one that was filled first is next: the other may be what a restart begins with.
+            self._buffers.remove(best)
+            self._buffers.append(best)
         except OSError:  # refused by the system; the file can be written all the same
             if best is not None and best in self._buffers:
                 self._buffers.remove(best)

@@ -1,0 +1,196 @@
+"""The node keeps the newest committed checkpoint of a remote run, so that a restart fetches nothing that is still here.
+
+While it stores a checkpoint the node has its files open. It keeps them open, until a newer one is committed or the run
+ends: no byte is copied, whatever becomes of the files' names, and nothing is left behind by a crash. A worker of the next
+attempt opens them as `/proc/<node>/fd/<number>`, and compares what it copies with the digest in the manifest. So what has
+been written to since, or is another file by now, is not believed but fetched.
+
+What is not kept so (an earlier driver's checkpoint, one that was too large) must be fetched once: then the node has the copy
+stay which the workers share, see `restore.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from holdfast.errors import StorageError
+from holdfast.persistence.open_files import RaisedLimit, most_open_files
+from holdfast.persistence.room import free_bytes
+from holdfast.records import CommittedCheckpoint, Manifest, StagedFile
+from holdfast.stores.base import Store
+
+if TYPE_CHECKING:
+    from holdfast.persistence.kept_copies import KeptCopies
+
+_LOG = logging.getLogger("holdfast")
+_DESCRIPTORS = "/proc/self/fd"
+# Of what is free where a file lies, memory or disk.
+_MOST_OF_ROOM = 0.5
+# Of the files that a program may open; half of them are for what workers hand over.
+_CHECKPOINT_PART = 8
+_RUN_PART = 4
+
+
+class Keeper:
+    """What the node keeps of one run.
+
+    Args:
+        run: Rooted at the run's directory; of one on a local path nothing is kept.
+        limit_bytes: How large it may be; None for a part of what is free, 0 for nothing.
+    """
+
+    def __init__(self, run: Store, limit_bytes: int | None) -> None:
+        self.limit_bytes = limit_bytes
+        self._run = run
+        self._works = run.local_path() is None and limit_bytes != 0 and os.path.isdir(_DESCRIPTORS)
+        self._limit = RaisedLimit() if self._works else None
+        self._guard = threading.Lock()
+        self._open: set[KeptFiles] = set()
+        self._newest: tuple[str, KeptFiles] | None = None
+        self._copies: KeptCopies | None = None
+        self._is_complete = False
+        self._num_files = 0
+
+    def begin(self) -> KeptFiles | None:
+        """For the files of a checkpoint that is being stored; None where nothing is kept."""
+        if not self._works:
+            return None
+        kept = KeptFiles(self)
+        with self._guard:
+            self._open.add(kept)
+        return kept
+
+    def committed(self, manifest: Manifest, kept: KeptFiles | None) -> None:
+        """A checkpoint is the newest now: its files stay open, and what was kept before is let go of."""
+        with self._guard:
+            older, self._newest = self._newest, (manifest.name, kept) if kept is not None else None
+            copies, self._copies = self._copies, None
+        held = kept.places() if kept is not None else {}
+        self._is_complete = all(file.path in held for file in manifest.files if file.kind == "file")
+        if older is not None:
+            older[1].close()
+        if copies is not None:
+            copies.release()
+
+    def places(self, name: str) -> dict[str, str]:
+        """Where this machine's processes find files of a checkpoint, by path, until a newer one is committed."""
+        with self._guard:
+            newest = self._newest
+        return newest[1].places() if newest is not None and newest[0] == name else {}
+
+    def prepare_restart(self, checkpoint: CommittedCheckpoint) -> dict[str, str]:
+        """As `places`; what of it has to be fetched nevertheless is fetched once only, until a newer one is committed."""
+        # Here and not above: only remote runs need it, and `import holdfast` is quick.
+        from holdfast.persistence.kept_copies import KeptCopies
+
+        places = self.places(checkpoint.name)
+        if not self._works or self._copies is not None or (places and self._is_complete):
+            return places
+        try:
+            self._copies = KeptCopies.of(self._run.child(checkpoint.name), checkpoint, self._has_room)
+        except (OSError, StorageError) as error:
+            _LOG.debug("a copy of checkpoint %s does not stay: %s", checkpoint.name, error)
+        return places
+
+    def close(self) -> None:
+        """Lets go of everything; safe to repeat."""
+        with self._guard:
+            left, self._newest = list(self._open), None
+            copies, self._copies = self._copies, None
+        self._works = False
+        for kept in left:
+            kept.close()
+        if copies is not None:
+            copies.release()
+        if self._limit is not None:
+            self._limit.restore()
+            self._limit = None
+
+    def closed(self, kept: KeptFiles) -> None:
+        """Files of a checkpoint are not kept any more."""
+        with self._guard:
+            self._open.discard(kept)
+
+    def count(self, num_files: int) -> bool:
+        """Counts files that are opened, or closed; False where there would be too many."""
+        with self._guard:
+            if num_files > 0 and self._num_files + num_files > most_open_files() // _RUN_PART:
+                return False
+            self._num_files += num_files
+            return True
+
+    def _has_room(self, place: str, size_bytes: int) -> bool:
+        return size_bytes <= room_bytes(place, self.limit_bytes)
+
+
+class KeptFiles:
+    """The files of one checkpoint, open. Safe to use from several threads."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._guard = threading.Lock()
+        self._descriptors: dict[str, int] = {}
+        self._left_bytes: dict[int, float] = {}
+        self._most = most_open_files() // _CHECKPOINT_PART
+        self._is_closed = False
+
+    def add(self, file: StagedFile, descriptor: int) -> None:
+        """Keeps an open file that was just stored, where there is room for it; never raises.
+
+        Args:
+            descriptor: The caller's own, which it closes.
+        """
+        with self._guard:
+            if self._is_closed or file.path in self._descriptors or len(self._descriptors) >= self._most:
+                return
+            try:
+                if not self._take_room(descriptor, file.size_bytes) or not self._keeper.count(1):
+                    return
+                try:
+                    # Opened anew: a copy of the descriptor would share its lock, and a worker's memory be in use for ever.
+                    self._descriptors[file.path] = os.open(
+                        f"{_DESCRIPTORS}/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                    )
+                except OSError:
+                    self._keeper.count(-1)
+                    raise
+            except OSError as error:
+                _LOG.debug("%s is not kept for a restart: %s", file.path, error)
+
+    def places(self) -> dict[str, str]:
+        """Where each file is found by other processes of this user."""
+        process = os.getpid()
+        with self._guard:
+            return {path: f"/proc/{process}/fd/{descriptor}" for path, descriptor in self._descriptors.items()}
+
+    def close(self) -> None:
+        """Closes them; safe to repeat."""
+        with self._guard:
+            self._is_closed = True
+            descriptors = list(self._descriptors.values())
+            self._descriptors.clear()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._keeper.count(-len(descriptors))
+        self._keeper.closed(self)
+
+    def _take_room(self, descriptor: int, size_bytes: int) -> bool:
+        limit = self._keeper.limit_bytes
+        device = os.fstat(descriptor).st_dev if limit is None else 0
+        left = self._left_bytes.get(device)
+        if left is None:
+            left = room_bytes(descriptor, limit)
+        self._left_bytes[device] = left - size_bytes if size_bytes <= left else left
+        return size_bytes <= left
+
+
+def room_bytes(place: int | str, limit_bytes: int | None) -> float:
+    """How much may be kept beside a file, or in a directory.
+
+    Raises:
+        OSError: There is no such place.
+    """
+    return free_bytes(place) * _MOST_OF_ROOM if limit_bytes is None else limit_bytes

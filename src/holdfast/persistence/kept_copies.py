@@ -1,0 +1,58 @@
+"""Copies of a remote checkpoint that stay though nobody reads them: the next attempt may begin where this one did.
+
+The node holds a lock beside the copies; whoever would remove one looks at it. Should the node die, the kernel takes the lock
+back, and the next reader of anything removes the copies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from holdfast.persistence.private_place import make_private
+from holdfast.persistence.restore import default_cache_dir, sweep, wanted_path
+from holdfast.records import CommittedCheckpoint
+from holdfast.stores.base import Store
+from holdfast.stores.local_lock import FileLock, try_lock
+
+_TRIES = 20
+_PAUSE_S = 0.005
+
+
+class KeptCopies:
+    """The node's wish that copies of one checkpoint stay."""
+
+    def __init__(self, cache: Path, lock: FileLock) -> None:
+        self._cache = cache
+        self._lock = lock
+
+    @classmethod
+    def of(
+        cls, store: Store, checkpoint: CommittedCheckpoint, has_room: Callable[[str, int], bool]
+    ) -> KeptCopies | None:
+        """Has copies of a checkpoint stay from now on; None where they would take too much.
+
+        Args:
+            store: Rooted at the checkpoint.
+            has_room: Whether so many bytes may be kept in a directory.
+
+        Raises:
+            StorageError: Others can write where copies lie.
+            OSError: It cannot be written there.
+        """
+        cache = default_cache_dir()
+        make_private(cache)
+        if not has_room(str(cache), checkpoint.size_bytes):
+            return None
+        for _ in range(_TRIES):
+            lock = try_lock(wanted_path(cache, store, checkpoint.id, checkpoint.created), shared=True)
+            if lock is not None:
+                return cls(cache, lock)
+            time.sleep(_PAUSE_S)  # somebody looks whether a dead node left it
+        return None
+
+    def release(self) -> None:
+        """Copies that nobody reads are removed; what cannot be removed now, a later reader sweeps."""
+        self._lock.release()
+        sweep(self._cache)
