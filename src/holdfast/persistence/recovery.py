@@ -39,32 +39,36 @@ class Finding:
 class Fingerprints:
     """What stat said of the files of our own newest commits, so that a restart need not read their bytes again.
 
-    Kept in memory only: after a loss of power stat proves nothing.
+    Kept in memory only: after a loss of power stat proves nothing. Where there is no stat, the store's own times tell: the
+    manifest is written last, so whatever was written to afterwards is younger.
     """
 
     _KEPT = 2
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._taken: dict[str, tuple[str, Fingerprint]] = {}
+        self._taken: dict[str, tuple[str, Fingerprint | None]] = {}
 
     def take(self, manifest: Manifest) -> Fingerprint | None:
-        """Remembers a checkpoint that was committed this instant; gives what stat said, where there is a stat."""
+        """Remembers a checkpoint that was committed or verified this instant; gives what stat said, where there is a stat."""
         from holdfast.persistence.verify import fingerprint
 
         found = fingerprint(self._store, manifest.name, manifest)
-        if found is not None:
-            self._taken[manifest.name] = (manifest.id, found)
-            while len(self._taken) > self._KEPT:
-                del self._taken[next(iter(self._taken))]
+        self._taken[manifest.name] = (manifest.id, found)
+        while len(self._taken) > self._KEPT:
+            del self._taken[next(iter(self._taken))]
         return found
 
     def match(self, manifest: Manifest) -> bool:
         """Whether nothing has touched the files since."""
-        from holdfast.persistence.verify import all_untouched, fingerprint
+        from holdfast.persistence.verify import all_untouched, fingerprint, is_older_than_manifest
 
         checkpoint_id, taken = self._taken.get(manifest.name, ("", None))
-        return checkpoint_id == manifest.id and all_untouched(taken, fingerprint(self._store, manifest.name, manifest))
+        if checkpoint_id != manifest.id:
+            return False
+        if taken is None:
+            return is_older_than_manifest(self._store, manifest.name)
+        return all_untouched(taken, fingerprint(self._store, manifest.name, manifest))
 
 
 def examine(store: Store, checkpoint: CommittedCheckpoint, fingerprints: Fingerprints) -> Finding:

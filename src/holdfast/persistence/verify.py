@@ -129,6 +129,18 @@ def fingerprint(store: Store, prefix: str, manifest: Manifest) -> dict[str, os.s
     return found
 
 
+def is_older_than_manifest(store: Store, prefix: str) -> bool:
+    """Whether the store's times say that nothing of a checkpoint was written after its manifest; False where it has none.
+
+    All times are the store's own: no two clocks are compared.
+    """
+    times_s = {entry.key: entry.mtime_s for entry in store.list(prefix, recursive=True)}
+    manifest_s = times_s.pop(f"{prefix}/{layout.MANIFEST}", 0.0)
+    # The user's own metadata may be written at any time.
+    times_s.pop(f"{prefix}/{layout.METADATA}", None)
+    return all(0.0 < time_s <= manifest_s for time_s in times_s.values())
+
+
 def is_untouched(then: os.stat_result, now: os.stat_result) -> bool:
     """Whether nobody has changed a file's bytes between two looks at it.
 

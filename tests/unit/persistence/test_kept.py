@@ -1,0 +1,227 @@
+"""What the node keeps open of a checkpoint: within bounds, without a lock, and not for ever."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from holdfast.persistence import kept as kept_module
+from holdfast.persistence import open_files
+from holdfast.persistence.digest import digest_fd
+from holdfast.persistence.download import fetch, open_from_kept
+from holdfast.persistence.kept import Keeper
+from holdfast.persistence.kept_copies import KeptCopies
+from holdfast.persistence.restore import default_cache_dir, shared_copy
+from holdfast.records import CommittedCheckpoint, Manifest, StagedFile
+from holdfast.stores.local import LocalStore
+from support.remote_like_store import RemoteLikeStore
+from support.restore_readers import CountingStore, downloads, make_remote
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RemoteLikeStore(tmp_path / "run")
+
+
+@pytest.fixture
+def keeper(run):
+    keeper = Keeper(run, None)
+    yield keeper
+    keeper.close()
+
+
+def add(kept, place: Path, path: str = "") -> None:
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        kept.add(StagedFile(path=path or place.name, size_bytes=place.stat().st_size), descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(tmp_path: Path, name: str, size_bytes: int = 1000) -> Path:
+    path = tmp_path / name
+    path.write_bytes(os.urandom(size_bytes))
+    return path
+
+
+def manifest_of(*names: str, name: str = "checkpoint_000001") -> Manifest:
+    files = tuple(StagedFile(path=each, size_bytes=1000) for each in names)
+    return Manifest(
+        id=name, name=name, report_index=1, created="", epoch=1, attempt=1, world_size=1, metrics=b"{}", files=files
+    )  # type: ignore[arg-type]
+
+
+def test_it_keeps_the_bytes_of_the_newest_whatever_becomes_of_the_file(keeper, tmp_path):
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for number in range(3):
+        file = write(tmp_path, f"{number}")
+        expected = file.read_bytes()
+        kept = keeper.begin()
+        add(kept, file)
+        file.unlink()
+        keeper.committed(manifest_of(file.name, name=f"c{number}"), kept)
+        (place,) = keeper.places(f"c{number}").values()
+        assert Path(place).read_bytes() == expected
+        assert keeper.places(f"c{number - 1}") == {}
+        assert len(os.listdir("/proc/self/fd")) == descriptors + 1
+    keeper.close()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_what_was_given_up_and_what_never_ended_is_let_go_of(keeper, tmp_path):
+    descriptors = len(os.listdir("/proc/self/fd"))
+    given_up, never_ended = keeper.begin(), keeper.begin()
+    for each in (given_up, never_ended):
+        add(each, write(tmp_path, "a"))
+    given_up.close()
+    assert len(os.listdir("/proc/self/fd")) == descriptors + 1
+    add(given_up, tmp_path / "a")  # a thread that came late
+    keeper.close()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_local_run_and_one_that_wants_none_keep_nothing(tmp_path, run):
+    assert Keeper(LocalStore(tmp_path), None).begin() is None
+    assert Keeper(run, 0).begin() is None
+
+
+def test_a_limit_of_bytes_counts_each_file_once(run, tmp_path):
+    keeper = Keeper(run, 2500)
+    kept = keeper.begin()
+    for name in ("a", "b", "c"):
+        add(kept, write(tmp_path, name))
+        add(kept, tmp_path / name)  # of another rank that reported it too
+    add(kept, write(tmp_path, "small", 500))
+    assert sorted(kept.places()) == ["a", "b", "small"]
+    keeper.close()
+
+
+def test_by_default_it_is_a_part_of_what_is_free_where_the_files_lie(keeper, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_module, "free_bytes", lambda place: 5000)
+    kept = keeper.begin()
+    for name in "abcd":
+        add(kept, write(tmp_path, name))
+    assert sorted(kept.places()) == ["a", "b"]
+
+
+def test_files_are_few_enough_for_the_program_to_open_others(keeper, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_module, "most_open_files", lambda: 40)
+    file = write(tmp_path, "a")
+    for number in range(3):
+        kept = keeper.begin()
+        for each in range(20):
+            add(kept, file, f"{each}")
+        assert len(kept.places()) == (5 if number < 2 else 0)
+
+
+def test_memory_that_is_kept_is_not_in_use(keeper):
+    """A worker's buffer is free when nobody holds a lock on it: the node's descriptor must not."""
+    memory = os.memfd_create("state")
+    os.truncate(memory, 1000)
+    handed_over = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY)
+    fcntl.flock(handed_over, fcntl.LOCK_SH)
+    kept = keeper.begin()
+    kept.add(StagedFile(path="a", size_bytes=1000, source="/proc/1/fd/1"), handed_over)
+    os.close(handed_over)
+    assert len(kept.places()) == 1
+    fcntl.flock(memory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(memory)
+
+
+def test_what_is_not_what_was_reported_is_fetched(tmp_path):
+    remote, manifest = make_remote(tmp_path)
+    store = CountingStore(remote, log=tmp_path / "log")
+    files = [file for file in manifest.files if file.kind == "file"]
+    kept = {}
+    for number, file in enumerate(files):
+        source = tmp_path / "source" / file.path
+        if number % 3 == 1:
+            changed = bytearray(source.read_bytes())
+            changed[-1] ^= 1
+            source.write_bytes(changed)
+        kept[file.path] = str(source) if number % 3 < 2 else str(tmp_path)  # a directory, as any number may lead to
+    (tmp_path / "out").mkdir()
+    fetch(store, manifest, tmp_path / "out", kept=kept)
+    for file in files:
+        descriptor = os.open(tmp_path / "out" / file.path, os.O_RDONLY)
+        assert digest_fd(descriptor, file.size_bytes) == file.digest
+        os.close(descriptor)
+    assert downloads(tmp_path) == sum(number % 3 > 0 for number in range(len(files)))
+
+
+def test_a_kept_file_is_opened_only_if_it_is_the_one(tmp_path):
+    _, manifest = make_remote(tmp_path)
+    file = next(file for file in manifest.files if file.kind == "file")
+    source = tmp_path / "source" / file.path
+    expected = source.read_bytes()
+    opened = open_from_kept({file.path: str(source)}, file)
+    source.write_bytes(bytes(len(expected)))
+    assert opened is not None
+    with opened:
+        assert opened.read() == expected  # a copy: nobody writes to it
+    assert open_from_kept({file.path: str(source)}, file) is None
+    assert open_from_kept({}, file) is None
+
+
+def committed_of(manifest: Manifest) -> CommittedCheckpoint:
+    return CommittedCheckpoint(
+        name="c", id=manifest.id, report_index=1, created=manifest.created, epoch=1, attempt=1, world_size=1,
+        metrics=b"{}", num_files=len(manifest.files), size_bytes=sum(file.size_bytes for file in manifest.files),
+    )  # type: ignore[arg-type] # fmt: skip
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return default_cache_dir()
+
+
+@pytest.mark.parametrize("include", [None, ["file-0*"]])
+def test_copies_that_a_node_wants_stay_until_it_does_not(tmp_path, cache, include):
+    remote, manifest = make_remote(tmp_path)
+    if include:
+        include = [manifest.files[0].path]
+    store = CountingStore(remote, log=tmp_path / "log")
+    wish = KeptCopies.of(store, committed_of(manifest), lambda place, size_bytes: True)
+    assert wish is not None
+    for _ in range(3):
+        with shared_copy(store, manifest, include=include):
+            pass
+    assert downloads(tmp_path) == (len(manifest.files) if include is None else 1)
+    wish.release()
+    assert list(cache.iterdir()) == []
+
+
+def test_a_node_that_died_keeps_no_copies(tmp_path, cache):
+    remote, manifest = make_remote(tmp_path)
+    store = RemoteLikeStore(remote)
+    child = os.fork()
+    if child == 0:
+        KeptCopies.of(store, committed_of(manifest), lambda place, size_bytes: True)
+        with shared_copy(store, manifest):
+            pass
+        os._exit(0 if len(list(cache.iterdir())) == 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    (tmp_path / "other").mkdir()
+    other, another = make_remote(tmp_path / "other")
+    with shared_copy(RemoteLikeStore(other), another):
+        pass
+    assert list(cache.iterdir()) == []
+
+
+def test_no_copy_stays_where_there_is_no_room(tmp_path, cache):
+    remote, manifest = make_remote(tmp_path)
+    assert KeptCopies.of(RemoteLikeStore(remote), committed_of(manifest), lambda place, size_bytes: False) is None
+
+
+def test_the_limit_of_open_files_is_what_it_was(run):
+    before = open_files.most_open_files()
+    Keeper(run, None).close()
+    assert open_files.most_open_files() == before
