@@ -109,6 +109,18 @@ def _unchanged(us: Side, peer: Side | None) -> Sample:
     return found
 
 
+def _kept(us: Side, _: Side | None) -> Sample:
+    files = ("8", str(GIB // 8))
+    kept = us.run("kept.py", *files, "default").times
+    fetched = us.run("kept.py", *files, "0").times
+    return {
+        "ours_s": kept["ready_s"],
+        "ours_fetched_mib": kept["fetched_bytes"] / MIB,
+        "ours_fetch_s": fetched["ready_s"],
+        "ours_fetch_fetched_mib": fetched["fetched_bytes"] / MIB,
+    }
+
+
 _SIZES = {
     "_1mib": (1, MIB, 10),
     "_100mib": (10, 10 * MIB, 10),
@@ -174,5 +186,12 @@ ASYNC_MEASURES: tuple[Measure, ...] = (
             Limit("ours_second_s", at_most=0.2, of="ours_first_s"),
             Limit("ours_second_mib", at_most=0.2, of="ours_first_mib"),
         ),
+    ),
+    Measure(
+        "kept",
+        "SIGKILL of a worker whose run is in a bucket, 1 GiB in 8 files: `get_checkpoint()` to the directory of the next attempt",
+        _kept,
+        (Limit("ours_fetched_mib", at_most=0), Limit("ours_s", at_most=1, of="ours_fetch_s")),
+        is_slow=False,
     ),
 )
