@@ -183,7 +183,11 @@ class Controller:
         )
         kept = self._writer.keeper.prepare_restart(latest) if latest is not None else {}
         jobs = [
-            msgspec.structs.replace(self._make_job(rank, world_size, number, first_report, name), kept=kept)
+            msgspec.structs.replace(
+                self._make_job(rank, world_size, number, first_report, name),
+                kept=kept,
+                staging=self._writer.staging.paths,
+            )
             for rank in range(world_size)
         ]
         self._observer.started(number, world_size, name)

@@ -17,6 +17,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from holdfast.errors import StorageError
+from holdfast.persistence.file_systems import shows_removed_files
 from holdfast.persistence.open_files import RaisedLimit, most_open_files
 from holdfast.persistence.room import free_bytes
 from holdfast.records import CommittedCheckpoint, Manifest, StagedFile
@@ -133,7 +134,8 @@ class KeptFiles:
         self._keeper = keeper
         self._guard = threading.Lock()
         self._descriptors: dict[str, int] = {}
-        self._left_bytes: dict[int, float] = {}
+        self._left_bytes: dict[int | None, float] = {}
+        self._fit: dict[int, bool] = {}
         self._most = most_open_files() // _CHECKPOINT_PART
         self._is_closed = False
 
@@ -178,13 +180,19 @@ class KeptFiles:
         self._keeper.closed(self)
 
     def _take_room(self, descriptor: int, size_bytes: int) -> bool:
+        device = os.fstat(descriptor).st_dev
+        if device not in self._fit:
+            # Whoever removes a directory there would find it not empty as long as we have its files open.
+            self._fit[device] = not shows_removed_files(descriptor)
+        # A limit is one for all; what is free, is so beside each file.
         limit = self._keeper.limit_bytes
-        device = os.fstat(descriptor).st_dev if limit is None else 0
-        left = self._left_bytes.get(device)
-        if left is None:
-            left = room_bytes(descriptor, limit)
-        self._left_bytes[device] = left - size_bytes if size_bytes <= left else left
-        return size_bytes <= left
+        where = device if limit is None else None
+        if where not in self._left_bytes:
+            self._left_bytes[where] = room_bytes(descriptor, limit)
+        if not self._fit[device] or size_bytes > self._left_bytes[where]:
+            return False
+        self._left_bytes[where] -= size_bytes
+        return True
 
 
 def room_bytes(place: int | str, limit_bytes: int | None) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from holdfast.persistence.memory import available_bytes, is_in_memory
+from holdfast.persistence.file_systems import is_in_memory
+from holdfast.persistence.memory import available_bytes
 
 
 def free_bytes(place: int | str) -> int:

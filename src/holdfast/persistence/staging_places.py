@@ -1,6 +1,6 @@
 """Where the workers of a remote run write what they are about to report: in memory, or on this machine's disk.
 
-In each of the two there is, below a directory of this user's::
+The driver says where that is. In each of the two there is, below a directory of this user's::
 
     <run>/        the directories that workers are writing; emptied between attempts
     <run>.lock    held by the run's driver while it lives
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from holdfast.errors import StorageError
-from holdfast.persistence.memory import is_in_memory
+from holdfast.persistence.file_systems import is_in_memory
 from holdfast.persistence.private_place import make_private, user_place
 from holdfast.stores.base import Store
 from holdfast.stores.local_lock import FileLock, try_lock
@@ -36,39 +36,40 @@ _LOCK_WAIT_S = 10.0
 _PAUSE_S = 0.01
 
 
-def disk_place(run: Store) -> Path | None:
-    """The run's place on this machine's disk; None for a run on a local path, which has its own.
+def is_full(disk: str) -> bool:
+    """Whether memory has proved too small for the run.
 
     Args:
-        run: Rooted at the run's directory.
+        disk: The run's place on disk.
     """
-    return None if run.local_path() is not None else user_place(_PURPOSE) / _name(run)
+    return os.path.exists(f"{disk}{_FULL}")
 
 
-def memory_place(run: Store) -> Path | None:
-    """The run's place in memory; None where this machine offers none, or too little for the run."""
-    disk, top = disk_place(run), _memory_top()
-    if disk is None or top is None or os.path.exists(f"{disk}{_FULL}"):
-        return None
-    return user_place(_PURPOSE, top) / _name(run)
-
-
-def note_full(run: Store) -> None:
+def note_full(disk: str) -> None:
     """Memory was too small for what a worker wrote: until the run ends its workers write to disk."""
-    disk = disk_place(run)
-    if disk is not None:
-        with contextlib.suppress(OSError, StorageError):
-            make_private(disk.parent)
-            Path(f"{disk}{_FULL}").touch()
+    with contextlib.suppress(OSError, StorageError):
+        make_private(Path(disk).parent)
+        Path(f"{disk}{_FULL}").touch()
 
 
 class StagingPlaces:
-    """A run's places as its driver holds them, from `take` to `close`; of a run on a local path there are none."""
+    """A run's places as its driver holds them, from `take` to `close`.
+
+    Attributes:
+        paths: The place on disk, and the one in memory where this machine has memory for it; none for a run on a local path, which
+            has its own.
+    """
 
     def __init__(self, run: Store) -> None:
+        """Finds them; nothing is there yet.
+
+        Args:
+            run: Rooted at the run's directory.
+        """
         tops = [None] if (memory := _memory_top()) is None else [None, memory]
         self._all = [user_place(_PURPOSE, top) for top in tops]
         self._own = [] if run.local_path() is not None else [directory / _name(run) for directory in self._all]
+        self.paths = [str(place) for place in self._own]
         self._locks: list[FileLock] = []
 
     def take(self) -> None:

@@ -55,6 +55,7 @@ class RunWriter:
         strict: Whether a commit waits for the disk.
         predecessor: The newest checkpoint that is known to be whole: what did not change since is stored once.
         keeper: What this machine keeps of the newest checkpoint of a remote run.
+        staging: Where workers of a remote run write.
     """
 
     def __init__(
@@ -80,8 +81,8 @@ class RunWriter:
         self._lease = held
         self._attempt = self.first_attempt
         self._log = metrics_log.MetricsLog(store, self.epoch, self._attempt)
-        self._staging = StagingPlaces(store)
-        self._staging.take()
+        self.staging = StagingPlaces(store)
+        self.staging.take()
         self.keeper = Keeper(store, restart_cache_bytes)
         self._litter: set[str] = set()
         # Names whose holders are no checkpoints to anyone: they give way when the name is wanted.
@@ -300,7 +301,7 @@ class RunWriter:
                 self._remove_litter(key)
         finally:
             self.keeper.close()
-            self._staging.close()
+            self.staging.close()
             self._lease.release()
 
     # What follows is for the checkpoints on their way (`checkpoint_writer.Owner`).
@@ -386,7 +387,7 @@ class RunWriter:
 
     def _remove_staging(self) -> None:
         """No worker lives: whatever lies there will never be reported."""
-        self._staging.empty()
+        self.staging.empty()
         if self.store.local_path() is not None and self.store.exists(layout.STAGING):
             self._remove_litter(layout.STAGING)
 

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def _settle(job: protocol.Job) -> None:
     """Makes this process look as if the user had started the script here."""
     os.environ.clear()
     os.environ.update(job.environment)
+    tempfile.tempdir = None  # found by another environment, where it was
     sys.path[:] = job.search_path
     sys.argv[:] = job.argv
     with contextlib.suppress(OSError):  # the driver's directory may have been removed since

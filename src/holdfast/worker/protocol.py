@@ -206,6 +206,8 @@ class Job(Message, frozen=True):
         score_attribute: The metric that ranks checkpoints, to be checked where it is reported.
         validates: Whether the trainer has a function that validates checkpoints.
         kept: Where the node has files of that checkpoint, by path; what they hold is to be compared with the manifest.
+        staging: Where the node wants checkpoints written that are to be sent: on its disk, and in its memory where it has any for that.
+            Empty where they are written into the run itself.
     """
 
     payload: bytes
@@ -228,6 +230,7 @@ class Job(Message, frozen=True):
     validates: bool = False
     storage_address: str = ""
     kept: dict[str, str] = {}
+    staging: list[str] = []
 
 
 Question = ReportCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed

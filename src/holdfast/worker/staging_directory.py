@@ -8,12 +8,13 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 from holdfast.errors import ConfigurationError, StorageError
 from holdfast.persistence import layout
 from holdfast.persistence.private_place import make_private
 from holdfast.persistence.room import free_bytes
-from holdfast.persistence.staging_places import disk_place, memory_place, note_full
+from holdfast.persistence.staging_places import is_full, note_full
 from holdfast.records import StagedShard
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.local_tree import make_directories, remove_tree
@@ -61,11 +62,11 @@ def staging_directory(size_bytes: int | None = None) -> Iterator[str]:
         yield path
     except OSError as error:
         if in_memory and error.errno == errno.ENOSPC:
-            note_full(state.run)
+            note_full(state.job.staging[0])
         raise
     finally:
-        if in_memory and _is_full(path):
-            note_full(state.run)
+        if in_memory and _has_no_room(path):
+            note_full(state.job.staging[0])
         # What was handed over is the node's, which removes it after the commit; what was committed is gone already.
         if not state.staging.pop(path):
             remove_tree(path)
@@ -90,21 +91,20 @@ def remember_size(state: WorkerState, shard: StagedShard) -> None:
 def _make(state: WorkerState, size_bytes: int | None) -> tuple[str, bool]:
     """A new directory, and whether it is in memory."""
     key = layout.staging_key(state.job.attempt, state.job.rank, secrets.token_hex(8))
-    disk = disk_place(state.run)
-    if disk is None:
+    if not state.job.staging:
         return _made(f"{state.job.run_url}/{key}"), False
     name = key.rpartition("/")[2]
+    disk, *memory = state.job.staging
     if size_bytes is None and state.staged_bytes is not None:
         size_bytes = int(state.staged_bytes * _GROWTH)
-    memory = memory_place(state.run)
-    if size_bytes is not None and memory is not None:
+    if size_bytes is not None and memory and not is_full(disk):
         try:
-            make_private(memory)
-            if size_bytes <= free_bytes(str(memory)) * _MEMORY_PART / max(1, state.job.local_world_size):
-                return _made(f"{memory}/{name}"), True
+            make_private(Path(memory[0]))
+            if size_bytes <= free_bytes(memory[0]) * _MEMORY_PART / max(1, state.job.local_world_size):
+                return _made(f"{memory[0]}/{name}"), True
         except (OSError, StorageError) as error:
-            _LOG.debug("%s is not used: %s", memory, error)
-    make_private(disk)
+            _LOG.debug("%s is not used: %s", memory[0], error)
+    make_private(Path(disk))
     return _made(f"{disk}/{name}"), False
 
 
@@ -116,7 +116,7 @@ def _made(path: str) -> str:
     return path
 
 
-def _is_full(path: str) -> bool:
+def _has_no_room(path: str) -> bool:
     try:
         there = os.statvfs(path)
     except OSError:  # it is gone: the node has removed what was committed

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.persistence import file_systems, open_files
 from holdfast.persistence import kept as kept_module
-from holdfast.persistence import open_files
 from holdfast.persistence.digest import digest_fd
 from holdfast.persistence.download import fetch, open_from_kept
 from holdfast.persistence.kept import Keeper
@@ -119,6 +119,18 @@ def test_files_are_few_enough_for_the_program_to_open_others(keeper, tmp_path, m
         for each in range(20):
             add(kept, file, f"{each}")
         assert len(kept.places()) == (5 if number < 2 else 0)
+
+
+@pytest.mark.parametrize(("kind", "is_kept"), [("nfs4", False), ("fuse.sshfs", False), ("xfs", True), (None, True)])
+def test_what_would_leave_another_name_when_it_is_removed_is_not_kept(keeper, tmp_path, monkeypatch, kind, is_kept):
+    file = write(tmp_path, "a")
+    device = file.stat().st_dev
+    line = f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw shared:1 - {kind} server rw\n"
+    (tmp_path / "mounts").write_text(line if kind else "")
+    monkeypatch.setattr(file_systems, "_MOUNTS", tmp_path / "mounts")
+    kept = keeper.begin()
+    add(kept, file)
+    assert bool(kept.places()) == is_kept
 
 
 def test_memory_that_is_kept_is_not_in_use(keeper):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from pathlib import Path
 
 import pytest
 
 from holdfast.errors import StorageError
-from holdfast.persistence import memory, staging_places
+from holdfast.persistence import file_systems, staging_places
 from holdfast.persistence.private_place import make_private, user_place
-from holdfast.persistence.staging_places import StagingPlaces, disk_place, memory_place, note_full
+from holdfast.persistence.staging_places import StagingPlaces, is_full, note_full
 from holdfast.stores.local import LocalStore
 from support.remote_like_store import RemoteLikeStore
 
@@ -25,8 +26,8 @@ def run(tmp_path, monkeypatch):
     return RemoteLikeStore(tmp_path / "run")
 
 
-def fill(run):
-    for place in (disk_place(run), memory_place(run)):
+def fill(places):
+    for place in map(Path, places.paths):
         make_private(place)
         (place / "directory").mkdir()
         (place / "directory" / "file").write_text("x")
@@ -41,34 +42,34 @@ def left(tmp_path):
 def test_a_driver_holds_its_places_and_leaves_nothing(run, tmp_path):
     places = StagingPlaces(run)
     places.take()
-    fill(run)
-    StagingPlaces(RemoteLikeStore(tmp_path / "other")).take()
-    assert disk_place(run).exists()
-    assert memory_place(run).exists()
+    fill(places)
+    other = StagingPlaces(RemoteLikeStore(tmp_path / "other"))
+    other.take()
+    assert [os.path.exists(path) for path in places.paths] == [True, True]
     places.empty()
-    assert not disk_place(run).exists()
-    assert not memory_place(run).exists()
-    fill(run)
+    assert [os.path.exists(path) for path in places.paths] == [False, False]
+    fill(places)
+    other.close()
     places.close()
     places.close()
-    assert not any(name.startswith(disk_place(run).name) for name in left(tmp_path))
+    assert left(tmp_path) == []
 
 
 @pytest.mark.parametrize("who", ["the same", "another", "a local one"])
 def test_what_a_killed_driver_left_is_removed_at_the_next_start_of_any_run(run, tmp_path, who):
     child = os.fork()
     if child == 0:
-        StagingPlaces(run).take()
-        fill(run)
-        note_full(run)
+        places = StagingPlaces(run)
+        places.take()
+        fill(places)
+        note_full(places.paths[0])
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert left(tmp_path)
     next_run = {"the same": run, "another": RemoteLikeStore(tmp_path / "b"), "a local one": LocalStore(tmp_path)}[who]
     places = StagingPlaces(next_run)
     places.take()
-    assert not disk_place(run).exists()
-    assert not (tmp_path / "memory" / f"holdfast-{os.getuid()}" / "staging" / disk_place(run).name).exists()
+    assert all(name.endswith(".lock") for name in left(tmp_path))  # our own
     places.close()
     assert left(tmp_path) == []
 
@@ -76,19 +77,17 @@ def test_what_a_killed_driver_left_is_removed_at_the_next_start_of_any_run(run, 
 def test_a_run_for_which_memory_was_too_small_has_no_place_there_until_it_ends(run):
     places = StagingPlaces(run)
     places.take()
-    assert memory_place(run) is not None
-    note_full(run)
-    assert memory_place(run) is None
+    disk = places.paths[0]
+    assert not is_full(disk)
+    note_full(disk)
+    assert is_full(disk)
     places.close()
-    assert memory_place(run) is not None
+    assert not is_full(disk)
 
 
 def test_a_local_run_has_no_places(run, tmp_path):
-    local = LocalStore(tmp_path)
-    assert disk_place(local) is None
-    assert memory_place(local) is None
-    note_full(local)
-    places = StagingPlaces(local)
+    places = StagingPlaces(LocalStore(tmp_path))
+    assert places.paths == []
     places.take()
     places.close()
     assert left(tmp_path) == []
@@ -98,9 +97,9 @@ def test_memory_is_what_the_system_says_is_memory(tmp_path, monkeypatch):
     run = RemoteLikeStore(tmp_path / "run")
     for directory in (tmp_path / "missing", "/proc"):
         monkeypatch.setenv("HOLDFAST_MEMORY_DIR", str(directory))
-        assert memory_place(run) is None
-    monkeypatch.setattr(memory, "_MOUNTS", tmp_path / "none")
-    assert not memory.is_in_memory("/")
+        assert len(StagingPlaces(run).paths) == 1
+    monkeypatch.setattr(file_systems, "_MOUNTS", tmp_path / "none")
+    assert not file_systems.is_in_memory("/")
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o077])
