@@ -42,6 +42,8 @@ def _generator_loop():
         (lambda: RunConfig(worker_runtime_env={"env_vars": {"A=B": "x"}}), "no environment"),
         (lambda: RunConfig(callbacks=train.UserCallback()), "list of callbacks"),
         (lambda: RunConfig(max_pending_checkpoints=-1), "at least 0"),
+        (lambda: RunConfig(restart_cache_bytes=-1), "at least 0"),
+        (lambda: RunConfig(restart_cache_bytes="1 GiB"), "whole number"),
         (lambda: RunConfig(on_upload_error="ignore"), "'raise' or 'warn'"),
         (lambda: DataParallelTrainer(_async_loop), "an async function"),
         (lambda: DataParallelTrainer(_generator_loop), "a generator"),

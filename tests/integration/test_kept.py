@@ -230,6 +230,29 @@ def test_what_had_to_be_fetched_is_fetched_once(url, proxy, tmp_path):
     assert left_over() == []
 
 
+def overwritten(config):
+    checkpoint = train.get_checkpoint()
+    if checkpoint is not None:
+        return read_all(checkpoint, None)
+    for step in range(2):
+        report_in(config, "async", step)
+    if train.get_context().get_world_rank() == 0:
+        store = open_store(config["url"]).child("run/checkpoint_000002")
+        times = {}
+        # The store's clock may go by whole seconds.
+        while not times or times["shards/0.bin"] <= times[".manifest.json"]:
+            store.write("shards/0.bin", bytes(SIZE_BYTES))
+            times = {entry.key: entry.mtime_s for entry in store.list(recursive=True)}
+    die()
+    return None
+
+
+def test_a_newest_checkpoint_that_somebody_overwrote_is_passed_over(url, proxy, caplog):
+    result = fit(overwritten, url, config={"url": url})
+    assert result.return_value == [content(0, 0), content(1, 0)]
+    assert "its content changed" in caplog.text
+
+
 def saves_state(config):
     import torch
 

@@ -88,8 +88,12 @@ class Keeper:
         from holdfast.persistence.kept_copies import KeptCopies
 
         places = self.places(checkpoint.name)
-        if not self._works or self._copies is not None or (places and self._is_complete):
+        is_wanted = self._copies is not None and self._copies.name == checkpoint.name
+        if not self._works or is_wanted or (places and self._is_complete):
             return places
+        if self._copies is not None:  # of one that has proved to be damaged
+            self._copies.release()
+            self._copies = None
         try:
             self._copies = KeptCopies.of(self._run.child(checkpoint.name), checkpoint, self._has_room)
         except (OSError, StorageError) as error:

@@ -21,9 +21,14 @@ _PAUSE_S = 0.005
 
 
 class KeptCopies:
-    """The node's wish that copies of one checkpoint stay."""
+    """The node's wish that copies of one checkpoint stay.
 
-    def __init__(self, cache: Path, lock: FileLock) -> None:
+    Attributes:
+        name: The checkpoint's.
+    """
+
+    def __init__(self, name: str, cache: Path, lock: FileLock) -> None:
+        self.name = name
         self._cache = cache
         self._lock = lock
 
@@ -48,7 +53,7 @@ class KeptCopies:
         for _ in range(_TRIES):
             lock = try_lock(wanted_path(cache, store, checkpoint.id, checkpoint.created), shared=True)
             if lock is not None:
-                return cls(cache, lock)
+                return cls(checkpoint.name, cache, lock)
             time.sleep(_PAUSE_S)  # somebody looks whether a dead node left it
         return None
 

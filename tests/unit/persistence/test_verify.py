@@ -11,10 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import StoreNotFoundError
+from holdfast.persistence import layout
 from holdfast.persistence.digest import FileHasher, digest_fd
 from holdfast.persistence.staging import stage
 from holdfast.persistence.upload import Uploader
-from holdfast.persistence.verify import all_untouched, find_damage, find_unchecked, fingerprint, select
+from holdfast.persistence.verify import (
+    all_untouched,
+    find_damage,
+    find_unchecked,
+    fingerprint,
+    is_older_than_manifest,
+    select,
+)
 from holdfast.records import Manifest, StoredFile
 from holdfast.stores.base import Store
 from holdfast.stores.local import LocalStore
@@ -111,6 +119,24 @@ def test_remote_stores_are_compared_too(tmp_path: Path) -> None:
     assert "its content changed" in found["a"]
     store.delete("run/c/a")
     assert find_damage(store, "run/c", manifest, include=["a"])[0].reason == "missing"
+
+
+def test_what_is_written_after_the_manifest_is_younger_by_the_stores_own_clock(tmp_path: Path) -> None:
+    store = RemoteLikeStore(tmp_path / "remote")
+    store_checkpoint(tmp_path, store)
+    assert not is_older_than_manifest(store, "run/c")  # there is none
+    store.write(f"run/c/{layout.MANIFEST}", b"{}")
+    assert is_older_than_manifest(store, "run/c")
+    store.write(f"run/c/{layout.METADATA}", b"{}")
+    assert is_older_than_manifest(store, "run/c")
+    manifest_ns = os.stat(tmp_path / "remote" / "run" / "c" / layout.MANIFEST).st_mtime_ns
+    file = tmp_path / "remote" / "run" / "c" / "a"
+    os.utime(file, ns=(manifest_ns, manifest_ns))
+    assert is_older_than_manifest(store, "run/c")
+    os.utime(file, ns=(manifest_ns, manifest_ns + 1_000_000_000))
+    assert not is_older_than_manifest(store, "run/c")
+    os.utime(file, ns=(0, 0))  # a store that has no times
+    assert not is_older_than_manifest(store, "run/c")
 
 
 def test_files_without_a_known_digest_are_said_to_be_unchecked() -> None:

@@ -47,6 +47,16 @@ def test_another_save_to_the_same_place_uses_it_again(pool, tmp_path):
     assert begin(pool, tmp_path / "another") is first
 
 
+def test_of_those_that_are_free_the_one_that_was_filled_last_is_used_last(pool, tmp_path):
+    """What the newest checkpoint was stored from may be what a restart begins with."""
+    first = begin(pool, tmp_path / "link")
+    second = begin(pool, tmp_path / "other")
+    for number in range(4):
+        for name in ("link", "other"):
+            (tmp_path / name).unlink(missing_ok=True)
+        assert begin(pool, tmp_path / "link") is (first, second)[number % 2]
+
+
 def test_a_reader_holds_it_until_its_last_descriptor_is_closed(pool, tmp_path):
     first = begin(pool, tmp_path / "link")
     descriptor = os.open(tmp_path / "link", os.O_RDONLY)
