@@ -29,8 +29,10 @@ from holdfast.errors import StorageError, WaitTimeoutError
 from holdfast.persistence.download import copy_to as copy_to
 from holdfast.persistence.download import fetch
 from holdfast.persistence.private_place import make_private, user_place
+from holdfast.persistence.verify import find_damage
 from holdfast.records import Manifest
 from holdfast.stores.base import Store
+from holdfast.stores.local import LocalStore
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.local_lock import FileLock, try_lock
 from holdfast.stores.local_tree import remove_tree
@@ -74,7 +76,10 @@ def shared_copy(
     sweep(cache)
     copy = _Copy(cache / _copy_name(store, manifest, include))
     readers = copy.enter(
-        lambda directory: fetch(store, manifest, directory, include=include, kept=kept), timeout_s, store.url
+        lambda directory: fetch(store, manifest, directory, include=include, kept=kept),
+        lambda directory: not find_damage(LocalStore(directory), "", manifest, include=include),
+        timeout_s,
+        store.url,
     )
     try:
         yield copy.data
@@ -96,10 +101,14 @@ class _Copy:
         self._gate = str(place / "gate")
         self._readers = str(place / "readers")
 
-    def enter(self, download: Callable[[Path], None], timeout_s: float, what: str) -> FileLock:
+    def enter(
+        self, download: Callable[[Path], None], is_whole: Callable[[Path], bool], timeout_s: float, what: str
+    ) -> FileLock:
         """Returns the shared lock of a reader; `data` is whole and stays until it is released."""
         gate = self._wait_for_gate(timeout_s, what)
         try:
+            if self.data.is_dir():
+                self._discard_if_changed(is_whole)
             if not self.data.is_dir():
                 self._download(download)
             # At once: whoever locks the readers out holds the gate, and that is us.
@@ -161,10 +170,7 @@ class _Copy:
         try:
             for entry in list(os.scandir(self.place)):
                 if entry.name not in ("gate", "readers"):
-                    # Renamed first: a death while files go must not leave a `data` that lacks some.
-                    doomed = self.place / f"partial-{uuid.uuid4().hex}"
-                    os.rename(entry.path, doomed)
-                    remove_tree(str(doomed))
+                    self._remove(entry.path)
             os.unlink(self._readers)
             # The gate last: who locks it from now on sees that it is gone and makes a new one.
             os.unlink(self._gate)
@@ -172,6 +178,24 @@ class _Copy:
                 os.rmdir(self.place)
         finally:
             readers.release()
+
+    def _discard_if_changed(self, is_whole: Callable[[Path], bool]) -> None:
+        """A copy that nobody reads has waited to be wanted again, perhaps through a crash: it is compared once more."""
+        readers = try_lock(self._readers)
+        if readers is None:
+            return
+        try:
+            if not is_whole(self.data):
+                _LOG.warning("The copy of a checkpoint in %s was changed, and is made anew", self.place)
+                self._remove(str(self.data))
+        finally:
+            readers.release()
+
+    def _remove(self, path: str) -> None:
+        # Renamed first: a death while files go must not leave a `data` that lacks some.
+        doomed = self.place / f"partial-{uuid.uuid4().hex}"
+        os.rename(path, doomed)
+        remove_tree(str(doomed))
 
     def _is_wanted(self) -> bool:
         return not _remove_if_unlocked(f"{str(self.place).rpartition('-')[0]}{_WANTED}")

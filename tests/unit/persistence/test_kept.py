@@ -211,6 +211,35 @@ def test_copies_that_a_node_wants_stay_until_it_does_not(tmp_path, cache, includ
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_copy_that_waited_is_compared_before_it_is_used_again(tmp_path, cache, dies, caplog):
+    """A reader may have written to it, or power have been lost before its bytes were on the disk."""
+    remote, manifest = make_remote(tmp_path)
+    store = CountingStore(remote, log=tmp_path / "log")
+    file = manifest.files[0]
+
+    def spoil():
+        KeptCopies.of(store, committed_of(manifest), lambda place, size_bytes: True)
+        with shared_copy(store, manifest) as directory:
+            (directory / file.path).write_bytes(bytes(file.size_bytes))
+
+    if dies:
+        child = os.fork()
+        if child == 0:
+            spoil()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    else:
+        spoil()
+    wish = KeptCopies.of(store, committed_of(manifest), lambda place, size_bytes: True)
+    for _ in range(2):
+        with shared_copy(store, manifest) as directory:
+            assert (directory / file.path).read_bytes() == (tmp_path / "source" / file.path).read_bytes()
+    assert downloads(tmp_path) == 2 * len(manifest.files)
+    assert "was changed" in caplog.text
+    wish.release()
+
+
 def test_a_node_that_died_keeps_no_copies(tmp_path, cache):
     remote, manifest = make_remote(tmp_path)
     store = RemoteLikeStore(remote)
