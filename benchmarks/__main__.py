@@ -13,7 +13,7 @@ from benchmarks.measure import Measure, Sample
 from benchmarks.measures import MEASURES
 from benchmarks.process import JobError
 from benchmarks.side import Side, ours, peer
-from benchmarks.table import medians, render, write
+from benchmarks.table import earlier_rows, medians, render, today, write
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,7 +29,7 @@ def main() -> int:
         return 0
     other = None if options.no_peer else peer(options.peer_python)
     results: dict[str, list[Sample]] = {}
-    known: dict[str, list[Sample]] = {}
+    known: dict[str, tuple[str, list[Sample]]] = {}
     failures = 0
     for measure in chosen:
         runs = 1 if options.quick else options.slow_runs if measure.is_slow and other is not None else options.runs
@@ -39,10 +39,11 @@ def main() -> int:
             failures += 1
             print(f"{measure.name}: {failure}", file=sys.stderr)
         known = _keep(results)
-    table = render(known, MEASURES)
+    page = ROOT / "docs" / "benchmarks.md"
+    table = render(known, MEASURES, earlier_rows(page))
     print(table)
     if options.write:
-        write(ROOT / "docs" / "benchmarks.md", table)
+        write(page, table)
     return 1 if failures else 0
 
 
@@ -61,12 +62,12 @@ def _measure(measure: Measure, us: Side, other: Side | None, runs: int) -> tuple
     return samples, None
 
 
-def _keep(results: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+def _keep(results: dict[str, list[Sample]]) -> dict[str, tuple[str, list[Sample]]]:
     """Adds to what earlier runs on this machine found, and gives all of it: `--only` replaces single rows."""
-    path = ROOT / "benchmarks" / "results" / "latest.json"
+    path = ROOT / "benchmarks" / "results" / "by-day.json"
     path.parent.mkdir(exist_ok=True)
-    known: dict[str, list[Sample]] = json.loads(path.read_text()) if path.exists() else {}
-    known |= {name: samples for name, samples in results.items() if samples}
+    known: dict[str, tuple[str, list[Sample]]] = json.loads(path.read_text()) if path.exists() else {}
+    known |= {name: (today(), samples) for name, samples in results.items() if samples}
     path.write_text(json.dumps(known, indent=2))
     return known
 

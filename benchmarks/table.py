@@ -24,25 +24,44 @@ def medians(samples: Sequence[Sample]) -> dict[str, float]:
 def machine() -> str:
     """The machine, as far as the figures depend on it."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
-        f"{os.cpu_count()} cores, {memory_gib:.0f} GiB of memory, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}; {day}."
+        f"{os.cpu_count()} cores, {memory_gib:.0f} GiB of memory, {platform.system()} {platform.release().partition('-')[0]}, "
+        f"Python {platform.python_version()}."
     )
 
 
-def render(results: Mapping[str, Sequence[Sample]], measures: Sequence[Measure]) -> str:
-    """The table, one row a measure that has been run."""
-    rows = ["| measure | runs | median | bar | met |", "|---|---|---|---|---|"]
+def today() -> str:
+    """The day of a measurement."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def earlier_rows(page: Path) -> dict[str, str]:
+    """The rows that the page has, by the titles of their measures."""
+    lines = page.read_text().partition(BEGIN)[2].partition(END)[0].splitlines()
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
+
+
+def render(
+    results: Mapping[str, tuple[str, Sequence[Sample]]], measures: Sequence[Measure], earlier: Mapping[str, str]
+) -> str:
+    """The table, one row a measure that has been run.
+
+    Args:
+        results: The day and the samples of each measure, by its name.
+        earlier: The rows of those that have none.
+    """
+    rows = ["| measure | runs | median | bar | met | day |", "|---|---|---|---|---|---|"]
     for measure in measures:
-        samples = results.get(measure.name)
+        day, samples = results.get(measure.name, ("", ()))
         if not samples:
+            if measure.title in earlier:
+                rows.append(earlier[measure.title])
             continue
         found = medians(samples)
         figures = "<br>".join(f"{name} {_number(value)}" for name, value in found.items())
         bars = "<br>".join(limit.text() for limit in measure.limits)
         met = "<br>".join(_word(limit.holds(found)) for limit in measure.limits)
-        rows.append(f"| {measure.title} | {len(samples)} | {figures} | {bars} | {met} |")
+        rows.append(f"| {measure.title} | {len(samples)} | {figures} | {bars} | {met} | {day} |")
     return "\n".join(rows)
 
 
