@@ -74,14 +74,14 @@ def _of_steps(whose: str, found: Sequence[Mapping[str, float]]) -> dict[str, flo
     return {f"{whose}_{figure}": statistics.median(each[figure] for each in found) for figure in ("ratio", "lost_s")}
 
 
-def _state(side: Side) -> Any:
-    return side.run("state.py", *_STATE, "4").times
+def _state(side: Side, what: str, repeats: int) -> Any:
+    return side.run("state.py", *_STATE, str(repeats), what).times
 
 
 def _state_wait(us: Side, peer: Side | None) -> Sample:
     found = {}
     for whose, side in _each_of_state(us, peer):
-        times = _state(side)
+        times = _state(side, "wait", 8)
         found[f"{whose}_s"] = statistics.median(times["wait_s"])
         found[f"{whose}_first_s"] = times["first_wait_s"]
         if side is us:
@@ -94,7 +94,7 @@ def _state_persist(us: Side, peer: Side | None) -> Sample:
     if peer is not None:
         others.append(("dcp_unsynced", peer.named("dcp_unsynced")))
     return {
-        f"{whose}_gib_per_s": 1 / statistics.median(_state(side)["committed_s"])
+        f"{whose}_gib_per_s": 1 / statistics.median(_state(side, "persist", 4)["committed_s"])
         for whose, side in _each_of_state(us, peer, *others)
     }
 

@@ -1,6 +1,9 @@
 """Saves a state of tensors again and again: how long training waits, and when the checkpoint is there.
 
-python state.py (holdfast|holdfast_strict|dcp|dcp_unsynced|orbax) DIRECTORY NUM_TENSORS TENSOR_BYTES REPEATS
+python state.py (holdfast|holdfast_strict|dcp|dcp_unsynced|orbax) DIRECTORY NUM_TENSORS TENSOR_BYTES REPEATS (wait|persist)
+
+To measure `persist`, free memory is made warm for the files first; to measure `wait` not, for what the kernel does with freed memory
+goes on for a moment, beside the copying.
 
 Writes `times.json`: seconds until the call returned and until the checkpoint was committed, the first of each apart, and
 of one copy of the same bytes into memory that is in use already.
@@ -17,6 +20,7 @@ import torch
 
 library, directory = sys.argv[1], Path(sys.argv[2])
 num_tensors, tensor_bytes, repeats = (int(text) for text in sys.argv[3:6])
+warms = sys.argv[6] == "persist"
 
 
 def loop(config):
@@ -45,14 +49,16 @@ def loop(config):
             for tensor in tensors.values():
                 tensor.add_(1)
             shared.rest(saver.run)
-            shared.warm(source, copy)
+            if config["warms"]:
+                shared.warm(source, copy)
             action(step)
     result = {name: values[1:] for name, values in times.items()}
     result |= {"first_wait_s": times["wait_s"][0], "first_committed_s": times["committed_s"][0]}
     Path(config["directory"], "times.json").write_text(json.dumps(result))
 
 
-shared.write_files(directory / "source", num_tensors, tensor_bytes)
+if warms:
+    shared.write_files(directory / "source", num_tensors, tensor_bytes)
 savers.run_loop(
     library,
     loop,
@@ -62,5 +68,6 @@ savers.run_loop(
         "num_tensors": num_tensors,
         "tensor_bytes": tensor_bytes,
         "repeats": repeats,
+        "warms": warms,
     },
 )
