@@ -212,7 +212,7 @@ def dies_before_its_first_report(config):
     if checkpoint is None:
         report_in(config, "async")
         return None
-    found = read_all(checkpoint, None)
+    found = read_all(checkpoint, config["read"])
     attempt = Path(config["base"], f"{train.get_context().get_world_rank()}")
     if not attempt.exists():
         attempt.touch()
@@ -220,13 +220,44 @@ def dies_before_its_first_report(config):
     return found
 
 
-def test_what_had_to_be_fetched_is_fetched_once(url, proxy, tmp_path):
-    fit(dies_before_its_first_report, url, config={"base": str(tmp_path)})
-    result = fit(dies_before_its_first_report, url, config={"base": str(tmp_path)})
+@pytest.mark.parametrize("read", [None, "to_directory", "open", "include"])
+def test_what_an_earlier_driver_left_is_fetched_once(url, proxy, tmp_path, read):
+    config = {"base": str(tmp_path), "read": read}
+    fit(dies_before_its_first_report, url, config=config)
+    result = fit(dies_before_its_first_report, url, config=config)
     assert result.return_value == [content(0), content(1)]
     gets = [line for line in proxy.requests if line.startswith("GET ") and "/shards/" in line]
-    # Of each file one by the new driver, which verifies what an earlier one has left, and one by the workers.
-    assert len(gets) == 4
+    # Of each file one, by the new driver: to verify it, for the workers of its first attempt, and for those of the second.
+    assert len(gets) == 2
+    assert left_over() == []
+
+
+def test_where_nothing_may_be_kept_it_is_verified_all_the_same(url, proxy, tmp_path):
+    config = {"base": str(tmp_path), "read": None}
+    fit(dies_before_its_first_report, url, config=config)
+    result = fit(dies_before_its_first_report, url, config=config, restart_cache_bytes=0)
+    assert result.return_value == [content(0), content(1)]
+    gets = [line for line in proxy.requests if line.startswith("GET ") and "/shards/" in line]
+    # Verified by the driver, and then fetched by each attempt: once, or by each rank where they did not read at the same time.
+    assert 6 <= len(gets) <= 10
+    assert left_over() == []
+
+
+def damaged_by_hand(config):
+    checkpoint = train.get_checkpoint()
+    if checkpoint is not None:
+        return read_all(checkpoint, None)
+    for step in range(2):
+        report_in(config, "async", step)
+    return None
+
+
+def test_a_damaged_checkpoint_of_an_earlier_driver_is_passed_over(url, proxy, caplog):
+    fit(damaged_by_hand, url)
+    open_store(url).child("run/checkpoint_000002").write("shards/1.bin", bytes(SIZE_BYTES))
+    result = fit(damaged_by_hand, url)
+    assert result.return_value == [content(0, 0), content(1, 0)]
+    assert "its content changed" in caplog.text
     assert left_over() == []
 
 

@@ -5,8 +5,8 @@ ends: no byte is copied, whatever becomes of the files' names, and nothing is le
 attempt opens them as `/proc/<node>/fd/<number>`, and compares what it copies with the digest in the manifest. So what has
 been written to since, or is another file by now, is not believed but fetched.
 
-What is not kept so (an earlier driver's checkpoint, one that was too large) must be fetched once: then the node has the copy
-stay which the workers share, see `restore.py`.
+What is not kept so (an earlier driver's checkpoint, one that was too large) must be fetched once. An earlier driver's is fetched when it is
+verified. The copy which the workers share then stays, see `restore.py`, and what asks for a part of it takes it from there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from holdfast.errors import StorageError
+from holdfast.errors import DamagedCheckpointError, StorageError
 from holdfast.persistence.file_systems import shows_removed_files
 from holdfast.persistence.open_files import RaisedLimit, most_open_files
 from holdfast.persistence.room import free_bytes
@@ -68,19 +68,48 @@ class Keeper:
         """A checkpoint is the newest now: its files stay open, and what was kept before is let go of."""
         with self._guard:
             older, self._newest = self._newest, (manifest.name, kept) if kept is not None else None
-            copies, self._copies = self._copies, None
         held = kept.places() if kept is not None else {}
         self._is_complete = all(file.path in held for file in manifest.files if file.kind == "file")
         if older is not None:
             older[1].close()
-        if copies is not None:
-            copies.release()
+        self._let_copies_go()
 
     def places(self, name: str) -> dict[str, str]:
         """Where this machine's processes find files of a checkpoint, by path, until a newer one is committed."""
         with self._guard:
-            newest = self._newest
-        return newest[1].places() if newest is not None and newest[0] == name else {}
+            newest, copies = self._newest, self._copies
+        if newest is not None and newest[0] == name:
+            return newest[1].places()
+        return copies.places if copies is not None and copies.name == name else {}
+
+    def fetch(self, checkpoint: CommittedCheckpoint, manifest: Manifest) -> bool:
+        """Has a verified copy of a checkpoint lie on this machine until a newer one is committed; False where it cannot.
+
+        Raises:
+            DamagedCheckpointError: It is not what was reported.
+        """
+        from holdfast.persistence.kept_copies import KeptCopies
+
+        if not self._works:
+            return False
+        self._let_copies_go()
+        try:
+            copies = KeptCopies.of(self._run.child(checkpoint.name), checkpoint, self._has_room)
+            if copies is None:
+                return False
+            try:
+                copies.fetch(manifest)
+            except BaseException:
+                copies.release()
+                raise
+        except DamagedCheckpointError:
+            raise
+        except (OSError, StorageError) as error:
+            _LOG.debug("checkpoint %s could not be fetched beforehand: %s", checkpoint.name, error)
+            return False
+        with self._guard:
+            self._copies = copies
+        return True
 
     def prepare_restart(self, checkpoint: CommittedCheckpoint) -> dict[str, str]:
         """As `places`; what of it has to be fetched nevertheless is fetched once only, until a newer one is committed."""
@@ -91,9 +120,7 @@ class Keeper:
         is_wanted = self._copies is not None and self._copies.name == checkpoint.name
         if not self._works or is_wanted or (places and self._is_complete):
             return places
-        if self._copies is not None:  # of one that has proved to be damaged
-            self._copies.release()
-            self._copies = None
+        self._let_copies_go()  # of one that has proved to be damaged
         try:
             self._copies = KeptCopies.of(self._run.child(checkpoint.name), checkpoint, self._has_room)
         except (OSError, StorageError) as error:
@@ -104,15 +131,19 @@ class Keeper:
         """Lets go of everything; safe to repeat."""
         with self._guard:
             left, self._newest = list(self._open), None
-            copies, self._copies = self._copies, None
         self._works = False
         for kept in left:
             kept.close()
-        if copies is not None:
-            copies.release()
+        self._let_copies_go()
         if self._limit is not None:
             self._limit.restore()
             self._limit = None
+
+    def _let_copies_go(self) -> None:
+        with self._guard:
+            copies, self._copies = self._copies, None
+        if copies is not None:
+            copies.release()
 
     def closed(self, kept: KeptFiles) -> None:
         """Files of a checkpoint are not kept any more."""

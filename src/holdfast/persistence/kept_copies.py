@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from holdfast.persistence import layout
 from holdfast.persistence.private_place import make_private
-from holdfast.persistence.restore import default_cache_dir, sweep, wanted_path
-from holdfast.records import CommittedCheckpoint
+from holdfast.persistence.restore import default_cache_dir, shared_copy, sweep, wanted_path
+from holdfast.records import CommittedCheckpoint, Manifest
 from holdfast.stores.base import Store
 from holdfast.stores.local_lock import FileLock, try_lock
 
@@ -25,10 +26,13 @@ class KeptCopies:
 
     Attributes:
         name: The checkpoint's.
+        places: Where the files of the copy of all of it lie, by path, once it was fetched.
     """
 
-    def __init__(self, name: str, cache: Path, lock: FileLock) -> None:
+    def __init__(self, store: Store, name: str, cache: Path, lock: FileLock) -> None:
         self.name = name
+        self.places: dict[str, str] = {}
+        self._store = store
         self._cache = cache
         self._lock = lock
 
@@ -53,9 +57,23 @@ class KeptCopies:
         for _ in range(_TRIES):
             lock = try_lock(wanted_path(cache, store, checkpoint.id, checkpoint.created), shared=True)
             if lock is not None:
-                return cls(checkpoint.name, cache, lock)
+                return cls(store, checkpoint.name, cache, lock)
             time.sleep(_PAUSE_S)  # somebody looks whether a dead node left it
         return None
+
+    def fetch(self, manifest: Manifest) -> None:
+        """Makes a copy of all of it, verified.
+
+        Raises:
+            DamagedCheckpointError: A file is missing, or not what was reported.
+            StorageError: The store or the local disk failed.
+        """
+        with shared_copy(self._store, manifest) as directory:
+            self.places = {
+                file.path: f"{directory}/{layout.decode_path(file.path)}"
+                for file in manifest.files
+                if file.kind == "file"
+            }
 
     def release(self) -> None:
         """Copies that nobody reads are removed; what cannot be removed now, a later reader sweeps."""

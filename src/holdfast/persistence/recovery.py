@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from holdfast.errors import FormatError
+from holdfast.errors import DamagedCheckpointError, FormatError
 from holdfast.persistence.manifest import read_manifest
 from holdfast.records import CommittedCheckpoint, Manifest
 from holdfast.stores.base import Store
@@ -71,8 +72,18 @@ class Fingerprints:
         return all_untouched(taken, fingerprint(self._store, manifest.name, manifest))
 
 
-def examine(store: Store, checkpoint: CommittedCheckpoint, fingerprints: Fingerprints) -> Finding:
+def examine(
+    store: Store,
+    checkpoint: CommittedCheckpoint,
+    fingerprints: Fingerprints,
+    fetch: Callable[[CommittedCheckpoint, Manifest], bool],
+) -> Finding:
     """Verifies a checkpoint: sizes and kinds always, digests unless stat proves that nothing was touched.
+
+    Args:
+        store: Rooted at the run's directory.
+        fetch: Fetches a remote checkpoint, which compares the digests on the way, to where the workers will find it; False where it
+            cannot.
 
     Raises:
         StorageError: The store failed, which says nothing of the checkpoint.
@@ -88,7 +99,14 @@ def examine(store: Store, checkpoint: CommittedCheckpoint, fingerprints: Fingerp
         return Finding(gone=True)
     if manifest.id != checkpoint.id:
         return Finding(damage=f"{child.url} is another checkpoint than the one that was committed there")
-    damages = find_damage(store, checkpoint.name, manifest, digests=not fingerprints.match(manifest))
+    damages = find_damage(store, checkpoint.name, manifest, digests=False)
+    if not damages and not fingerprints.match(manifest):
+        try:
+            # What is read to be compared need not be read again to be restored.
+            if not fetch(checkpoint, manifest):
+                damages = find_damage(store, checkpoint.name, manifest)
+        except DamagedCheckpointError as error:
+            return Finding(damage=str(error))
     if not damages:
         return Finding(manifest=manifest)
     first = f"{damages[0].path!r}: {damages[0].reason}"

@@ -256,7 +256,7 @@ class RunWriter:
         skipped: list[str] = []
         while checkpoints := self._ledger.snapshot():
             newest = checkpoints[-1]
-            finding = examine(self.store, newest, self._fingerprints)
+            finding = examine(self.store, newest, self._fingerprints, self.keeper.fetch)
             if finding.usable:
                 if self.predecessor is None and finding.manifest is not None:
                     taken = self._fingerprints.take(finding.manifest)

@@ -115,6 +115,11 @@ class Buffer:
             count *= length
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape)
 
+    def address(self) -> int:
+        """Where it begins in this process's memory, until the next `begin`."""
+        assert self._map is not None
+        return torch.frombuffer(self._map, dtype=torch.uint8).data_ptr()
+
     @property
     def is_pinned(self) -> bool:
         """Whether CUDA copies into it without waiting."""
@@ -165,8 +170,7 @@ class Buffer:
             self._map = None
 
     def _pin(self) -> None:
-        assert self._map is not None
-        address = torch.frombuffer(self._map, dtype=torch.uint8).data_ptr()
+        address = self.address()
         # Refused where the limit of locked memory is low: copies then go through CUDA's own staging.
         failed = int(torch.cuda.cudart().cudaHostRegister(address, self._size_bytes, 0))
         self._pinned = 0 if failed else address

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 
 from holdfast.errors import StateError
 from holdfast.torch.state.buffers import BufferPool
+from holdfast.torch.state.copying import PlainCopy, copy_all, is_plain
 from holdfast.torch.state.files import SUFFIX, FileLayout
 from holdfast.torch.state.plans import Plan
 
@@ -99,10 +100,17 @@ def _write(layout: FileLayout, tensors: Mapping[str, torch.Tensor], path: Path, 
             _LOG.warning("no memory is free for it: save_state writes %.1f GB to %s", layout.size_bytes / 1e9, path)
         _write_file(layout, tensors, path)
         return
+    plain = []
+    address = buffer.address()
     for piece, offset in layout.places:
-        if piece.size_bytes:
-            target = buffer.tensor(piece.dtype, piece.shape, offset)
-            target.copy_(tensors[piece.name].view(piece.shape), non_blocking=buffer.is_pinned)
+        if size_bytes := piece.size_bytes:
+            tensor = tensors[piece.name]
+            if is_plain(tensor):
+                plain.append(PlainCopy(address + offset, tensor.data_ptr(), size_bytes))
+            else:
+                target = buffer.tensor(piece.dtype, piece.shape, offset)
+                target.copy_(tensor.view(piece.shape), non_blocking=buffer.is_pinned)
+    copy_all(plain)
     for device in {tensor.device for tensor in on_gpu}:
         torch.cuda.current_stream(device).synchronize()
     buffer.end()
