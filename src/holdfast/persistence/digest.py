@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import xxhash
 
+from holdfast.stores.helpers import may_have_helpers
 from holdfast.stores.local_copy import ended_early, feed
 
 PART_BYTES = 16 * 1024 * 1024
@@ -166,7 +167,7 @@ class _Parts:
     def _take_cores(self) -> int:
         """How many threads are to read; this one always does."""
         with _Parts._busy_guard:
-            spare = (os.cpu_count() or 1) - _Parts._busy
+            spare = (os.cpu_count() or 1) - _Parts._busy if may_have_helpers() else 1
             count = max(1, min(spare, _MOST_THREADS, len(self._left)))
             _Parts._busy += count
         return count

@@ -20,6 +20,7 @@ from holdfast.persistence.staging import stage
 from holdfast.persistence.transfer import FileTransfer, register_file, store_file
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
+from holdfast.stores.helpers import work_alone
 
 if TYPE_CHECKING:
     from holdfast.persistence.kept import KeptFiles
@@ -33,16 +34,18 @@ class Uploader:
 
     Args:
         threads: How many files are on their way at once; by default twice the cores, 4 to 16.
+        copies: Storing is copying on this machine, which takes cores; elsewhere it is mostly waiting.
         retry: How failures that pass by themselves are retried.
     """
 
-    def __init__(self, threads: int | None = None, *, retry: RetryPolicy | None = None) -> None:
+    def __init__(self, threads: int | None = None, *, copies: bool = False, retry: RetryPolicy | None = None) -> None:
         self._threads = threads or max(4, min(16, (os.cpu_count() or 1) * 2))
         self._retry = retry or RetryPolicy()
         self._known = KnownDigests()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="holdfast-upload")
-        # Threads of their own, for what has once given way cannot take it back.
-        self._beside = ThreadPoolExecutor(self._threads, "holdfast-upload-beside", initializer=_give_way)
+        # Threads of their own, for what has once given way cannot take it back. One core is left to training.
+        beside = min(self._threads, max(1, (os.cpu_count() or 1) - 1)) if copies else self._threads
+        self._beside = ThreadPoolExecutor(beside, "holdfast-upload-beside", initializer=_give_way)
         self._guard = threading.Lock()
         self._running: set[ShardFuture] = set()
         self._is_closed = False
@@ -157,6 +160,7 @@ class Uploader:
 
 
 def _give_way() -> None:
+    work_alone()
     # Linux alone has priorities of threads; those that this one starts take over its own.
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

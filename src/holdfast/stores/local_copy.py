@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator
 
 from holdfast.stores.base import Hasher
+from holdfast.stores.helpers import may_have_helpers
 
 _BUFFER_BYTES = 128 * 1024
 _PIPELINE_FROM_BYTES = 4 * 1024 * 1024
@@ -58,7 +59,7 @@ def copy_bytes(source: int, target: int, size_bytes: int, hasher: Hasher | None)
         if os.fstat(target).st_size > size_bytes:  # the source has grown meanwhile
             os.ftruncate(target, size_bytes)
         return
-    if size_bytes >= _PIPELINE_FROM_BYTES:
+    if size_bytes >= _PIPELINE_FROM_BYTES and may_have_helpers():
         _copy_large(source, target, size_bytes, hasher)
         return
     view = _buffers.view

@@ -391,3 +391,37 @@ def test_what_is_stored_beside_training_gives_way_to_it(source: Path, uploader: 
     uploader.store_shard(stage(source, 0), store, "beside", descriptors=handed_over).result(LIMIT_S)
     assert store.niceness == {min(here + 5, 19)}
     assert os.getpriority(os.PRIO_PROCESS, 0) == here
+
+
+def test_copying_beside_training_leaves_it_a_core_and_starts_no_further_threads(
+    source: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    most = 0
+    guard = threading.Lock()
+    running: set[int] = set()
+
+    class CountingStore(LocalStore):
+        def put_file(self, key: str, source: int, **rest) -> None:
+            nonlocal most
+            with guard:
+                running.add(threading.get_ident())
+                most = max(most, len(running))
+            names = {thread.name for thread in threading.enumerate()}
+            super().put_file(key, source, **rest)
+            assert "holdfast-read" not in names | {thread.name for thread in threading.enumerate()}
+            with guard:
+                running.discard(threading.get_ident())
+
+    uploader = Uploader(8, copies=True)
+    try:
+        for number in range(8):
+            (source / f"large-{number}").write_bytes(bytes([number]) * 6_000_000)
+        shard = stage(source, 0)
+        handed_over = {
+            file.path: os.open(source / file.path, os.O_RDONLY) for file in shard.files if file.kind == "file"
+        }
+        uploader.store_shard(shard, CountingStore(tmp_path / "store"), "c", descriptors=handed_over).result(LIMIT_S)
+    finally:
+        uploader.close()
+    assert most <= 2
