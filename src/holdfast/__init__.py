@@ -33,7 +33,10 @@ from holdfast.errors import RunNotFoundError as RunNotFoundError
 from holdfast.errors import SerializationError as SerializationError
 from holdfast.errors import ShardCollisionError as ShardCollisionError
 from holdfast.errors import ShardModifiedError as ShardModifiedError
+from holdfast.errors import StateError as StateError
+from holdfast.errors import StorageAccessError as StorageAccessError
 from holdfast.errors import StorageError as StorageError
+from holdfast.errors import StorageUnavailableError as StorageUnavailableError
 from holdfast.errors import StoreExistsError as StoreExistsError
 from holdfast.errors import StoreNotFoundError as StoreNotFoundError
 from holdfast.errors import TrainingFailedError as TrainingFailedError

@@ -428,3 +428,49 @@ def test_what_one_rank_cannot_write_every_rank_hears_of_also_without_planning(tm
     assert first == second
     assert first[:2] == ["saved", "saved"]
     assert first[2].startswith("save_state failed on rank 1: FileNotFoundError")
+
+
+def refused_before_saving(config):
+    rank = train.get_context().get_world_rank()
+    directory = tempfile.mkdtemp()
+    told = []
+    for dtype in (torch.float32, torch.complex128 if rank else torch.float32, torch.float32):
+        try:
+            save_state({"a": torch.ones(3, dtype=dtype)}, directory)
+        except train.StateError as error:
+            told.append(f"{error}")
+        else:
+            told.append("saved")
+    texts = [None, None]
+    torch.distributed.all_gather_object(texts, told)
+    return texts
+
+
+def test_a_rank_that_cannot_even_begin_leaves_no_other_waiting(tmp_path):
+    first, second = run(refused_before_saving, tmp_path, 2).return_value
+    assert (first[0], first[2], second[0], second[2]) == ("saved",) * 4
+    assert first[1].startswith("on rank 1: save_state: the tensor 'a' is complex128")
+    assert second[1].startswith("save_state: the tensor 'a' is complex128")
+
+
+def smaller_than_it_says(config):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    whole = torch.arange(8.0)
+    mesh = init_device_mesh("cpu", (1,))
+    tensor = DTensor.from_local(whole[:4], mesh, [Shard(0)], run_check=False, shape=torch.Size([8]), stride=(1,))
+    texts = []
+    for in_memory in (True, False):
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                save_state({"w": tensor}, directory, in_memory=in_memory)
+            except train.StateError as error:
+                texts.append(f"{error}")
+    return texts
+
+
+def test_a_part_that_is_smaller_than_the_tensor_says_is_refused_and_no_other_memory_is_read(tmp_path):
+    texts = run(smaller_than_it_says, tmp_path, 1).return_value
+    assert len(texts) == 2
+    assert all("this rank's part of 'w' is (4,) of torch.float32, and should be (8,)" in text for text in texts)

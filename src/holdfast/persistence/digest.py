@@ -7,6 +7,7 @@ threads share one file. Earlier versions digested it as a whole, and what they w
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -151,8 +152,9 @@ class _Parts:
         count = self._take_cores()
         helpers = [threading.Thread(target=self._run, name="holdfast-digest", daemon=True) for _ in range(count - 1)]
         try:
-            for helper in helpers:
-                helper.start()
+            with contextlib.suppress(RuntimeError):  # there may be no more threads: this one is enough
+                for helper in helpers:
+                    helper.start()
             self._run()
         finally:
             self._left.clear()  # where this thread was interrupted

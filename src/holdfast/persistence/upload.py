@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.errors import CheckpointSourceError, HoldfastError, StorageError
 from holdfast.persistence import layout
+from holdfast.persistence.file_systems import shows_removed_files
 from holdfast.persistence.known_digests import KnownDigests
 from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import RetryPolicy
@@ -34,16 +35,19 @@ class Uploader:
 
     Args:
         threads: How many files are on their way at once; by default twice the cores, 4 to 16.
-        copies: Storing is copying on this machine, which takes cores; elsewhere it is mostly waiting.
+        store: Where the files will go: whether storing takes cores, or is mostly waiting.
         retry: How failures that pass by themselves are retried.
     """
 
-    def __init__(self, threads: int | None = None, *, copies: bool = False, retry: RetryPolicy | None = None) -> None:
+    def __init__(
+        self, threads: int | None = None, *, store: Store | None = None, retry: RetryPolicy | None = None
+    ) -> None:
         self._threads = threads or max(4, min(16, (os.cpu_count() or 1) * 2))
         self._retry = retry or RetryPolicy()
         self._known = KnownDigests()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="holdfast-upload")
         # Threads of their own, for what has once given way cannot take it back. One core is left to training.
+        copies = store is not None and _is_on_this_machine(store)
         beside = min(self._threads, max(1, (os.cpu_count() or 1) - 1)) if copies else self._threads
         self._beside = ThreadPoolExecutor(beside, "holdfast-upload-beside", initializer=_give_way)
         self._guard = threading.Lock()
@@ -157,6 +161,14 @@ class Uploader:
     def _ended(self, future: ShardFuture) -> None:
         with self._guard:
             self._running.discard(future)
+
+
+def _is_on_this_machine(store: Store) -> bool:
+    place = store.local_path()
+    try:
+        return place is not None and not shows_removed_files(str(place))
+    except OSError:  # it is made by the first who writes there
+        return True
 
 
 def _give_way() -> None:

@@ -312,7 +312,7 @@ class RunWriter:
             if self._uploader is None:
                 from holdfast.persistence.upload import Uploader
 
-                self._uploader = Uploader(copies=self.store.local_path() is not None)
+                self._uploader = Uploader(store=self.store)
             return self._uploader
 
     def check_lease(self) -> None:

@@ -38,7 +38,8 @@ def is_clean(descriptor: int) -> bool:
     found = _Found()
     if library.syscall(_CACHESTAT, descriptor, ctypes.byref(_Range(0, 0)), ctypes.byref(found), 0):
         return False
-    return bool(found.dirty == 0 and found.writeback == 0)
+    # Memory that is a disk (DAX) has entries without pages, which are counted as evicted and written to unseen.
+    return bool(found.dirty == found.writeback == found.evicted == 0)
 
 
 @functools.cache

@@ -413,7 +413,8 @@ def test_copying_beside_training_leaves_it_a_core_and_starts_no_further_threads(
             with guard:
                 running.discard(threading.get_ident())
 
-    uploader = Uploader(8, copies=True)
+    store = CountingStore(tmp_path / "store")
+    uploader = Uploader(8, store=store)
     try:
         for number in range(8):
             (source / f"large-{number}").write_bytes(bytes([number]) * 6_000_000)
@@ -421,7 +422,7 @@ def test_copying_beside_training_leaves_it_a_core_and_starts_no_further_threads(
         handed_over = {
             file.path: os.open(source / file.path, os.O_RDONLY) for file in shard.files if file.kind == "file"
         }
-        uploader.store_shard(shard, CountingStore(tmp_path / "store"), "c", descriptors=handed_over).result(LIMIT_S)
+        uploader.store_shard(shard, store, "c", descriptors=handed_over).result(LIMIT_S)
     finally:
         uploader.close()
     assert most <= 2

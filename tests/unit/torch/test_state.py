@@ -373,3 +373,32 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_no_directory():
     with pytest.raises(StateError, match="the directory to save into"):
         save_state({"a": 1}, None)
+
+
+def test_a_second_save_that_fails_leaves_no_mix_of_two(tmp_path, monkeypatch):
+    from holdfast.torch.state.writer import ShardWriter
+
+    save_state({"w": torch.full((4,), 1.0), "epoch": 1}, tmp_path)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ShardWriter, "finish", full)
+    with pytest.raises(StorageError, match="No space left"):
+        save_state({"w": torch.full((4,), 2.0), "epoch": 2}, tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(FormatError, match="There is no state"):
+        load_state({"w": torch.zeros(4), "epoch": 0}, tmp_path)
+    save_state({"w": torch.full((4,), 3.0), "epoch": 3}, tmp_path)
+    state = {"w": torch.zeros(4), "epoch": 0}
+    load_state(state, tmp_path)
+    assert (state["w"].tolist(), state["epoch"]) == ([3.0] * 4, 3)
+
+
+def test_what_cannot_be_saved_leaves_the_save_before_as_it_was(tmp_path):
+    save_state({"w": torch.full((4,), 1.0)}, tmp_path)
+    with pytest.raises(StateError, match="complex128"):
+        save_state({"w": torch.zeros(4, dtype=torch.complex128)}, tmp_path)
+    state = {"w": torch.zeros(4)}
+    load_state(state, tmp_path)
+    assert state["w"].tolist() == [1.0] * 4

@@ -6,6 +6,7 @@ waiting for the last of them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from collections import deque
@@ -51,8 +52,9 @@ def copy_all(copies: Iterable[PlainCopy]) -> None:
         threading.Thread(target=_copy, args=(chunks,), name="holdfast-copy", daemon=True) for _ in range(count - 1)
     ]
     try:
-        for helper in helpers:
-            helper.start()
+        with contextlib.suppress(RuntimeError):  # there may be no more threads: this one is enough
+            for helper in helpers:
+                helper.start()
         _copy(chunks)
     finally:
         chunks.clear()  # where this thread was interrupted

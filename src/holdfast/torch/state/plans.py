@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -40,18 +41,38 @@ class Plan:
 
     Attributes:
         id: The same on all ranks that planned together.
+        items: The pieces.
     """
 
     id: str
-    files: Sequence[PlannedFile]
+    rank: int
+    items: Sequence[WriteItem]
+
+    @functools.cached_property
+    def files(self) -> list[PlannedFile]:
+        """The files that they go into."""
+        return [_planned(self.rank, number, items) for number, items in enumerate(_by_file(self.items))]
 
 
-_Form = tuple[Any, ...]
-_plans: OrderedDict[_Form, Plan] = OrderedDict()
+Form = tuple[Any, ...]
+_plans: OrderedDict[Form, Plan] = OrderedDict()
 
 
-def plan_together(tensors: Mapping[str, torch.Tensor], loose: Collection[str], together: Together) -> Plan:
-    """This rank's part of a plan; every rank must call it.
+def form_of(tensors: Mapping[str, torch.Tensor], loose: Collection[str], together: Together) -> Form:
+    """All of a state that a plan depends on."""
+    forms = tuple((name, *_form_of(tensor)) for name, tensor in tensors.items())
+    return (together.rank, together.size, frozenset(loose), forms)
+
+
+def known_plan(form: Form) -> Plan | None:
+    """The plan of an earlier state of this form."""
+    if form in _plans:
+        _plans.move_to_end(form)
+    return _plans.get(form)
+
+
+def plan_together(form: Form, tensors: Mapping[str, torch.Tensor], loose: Collection[str], together: Together) -> Plan:
+    """This rank's part of a new plan, which is kept for states of this form; every rank must call it.
 
     Args:
         tensors: What this rank has, by name.
@@ -62,12 +83,6 @@ def plan_together(tensors: Mapping[str, torch.Tensor], loose: Collection[str], t
     Raises:
         StateError: It cannot be planned.
     """
-    form = _form(tensors, loose, together)
-    known = _plans.get(form)
-    ids = set(together.all_gather(None if known is None else known.id))
-    if known is not None and ids == {known.id}:
-        _plans.move_to_end(form)
-        return known
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(dict(tensors), is_coordinator=together.rank == 0)
 
@@ -80,8 +95,8 @@ def plan_together(tensors: Mapping[str, torch.Tensor], loose: Collection[str], t
         return [(plan_id, dataclasses.replace(plan, planner_data=None)) for plan in plans]
 
     plan_id, mine = together.step(local_plan, all_plans)
-    plan = Plan(plan_id, [_planned(together.rank, number, items) for number, items in enumerate(_by_file(mine.items))])
-    _plans[form] = plan
+    plan = _plans[form] = Plan(plan_id, together.rank, mine.items)
+    _plans.move_to_end(form)
     if len(_plans) > _MOST_PLANS:
         _plans.popitem(last=False)
     return plan
@@ -100,13 +115,7 @@ def resolver(tensors: Mapping[str, torch.Tensor]) -> Callable[[WriteItem], torch
     return resolve
 
 
-def _form(tensors: Mapping[str, torch.Tensor], loose: Collection[str], together: Together) -> _Form:
-    """All of a state that a plan depends on."""
-    forms = tuple((name, *_form_of(tensor)) for name, tensor in tensors.items())
-    return (together.rank, together.size, frozenset(loose), forms)
-
-
-def _form_of(tensor: torch.Tensor) -> _Form:
+def _form_of(tensor: torch.Tensor) -> Form:
     if is_sharded_tensor(tensor):
         return (repr(tensor.metadata()),)  # type: ignore[attr-defined]
     if isinstance(tensor, DTensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from holdfast.errors import StateError
 from holdfast.torch.state import buffers
 from holdfast.torch.state.files import check_dtype
 from holdfast.torch.state.optimizers import gather, parameter_names
-from holdfast.torch.state.plans import plan_together, resolver
+from holdfast.torch.state.plans import Form, form_of, known_plan, plan_together, resolver
 from holdfast.torch.state.together import Together
 from holdfast.torch.state.tree import Leaf, leaves
 from holdfast.torch.state.values import encode
@@ -54,24 +55,29 @@ def save_state(
         StateError: The state holds what cannot be saved, or an optimizer without its module; the text names the key.
         StorageError: A rank could not write.
     """
-    found = leaves(state, "save_state")
-    if not isinstance(directory, str | os.PathLike):
-        raise StateError(f"save_state takes the directory to save into, not {directory!r}")
-    gathered = _Gathered()
-    for leaf in found:
-        gathered.add(leaf)
-    path = Path(directory).absolute()
     together = Together()
     if not together.is_group and context.is_inside() and context.get_context().get_world_size() > 1:
         raise StateError(
             "save_state: these workers have no process group, which tells who saves what; use TorchTrainer, or call "
             "torch.distributed.init_process_group() first"
         )
-    plan = plan_together(gathered.tensors, gathered.loose, together)
-    writer = ShardWriter(path, together.rank, _pool(path, in_memory))
+    prepared: list[_Prepared] = []
+
+    def prepare() -> str | None:
+        prepared.append(_prepare(state, directory, in_memory, together))
+        known = known_plan(prepared[0].form)
+        return known.id if known is not None else None
+
+    ids = set(together.agree(prepare))
+    (ready,) = prepared
+    gathered, writer = ready.gathered, ready.writer
+    plan = known_plan(ready.form)
+    if plan is None or ids != {plan.id}:
+        plan = plan_together(ready.form, gathered.tensors, gathered.loose, together)
+    agreed = plan
 
     def write() -> tuple[list[str], Values]:
-        return writer.write_tensors(plan, resolver(gathered.tensors)), gathered.values
+        return writer.write_tensors(agreed, resolver(gathered.tensors)), gathered.values
 
     def finish(of_ranks: list[tuple[list[str], Values]]) -> list[None]:
         writer.finish([file for files, _ in of_ranks for file in files], [values for _, values in of_ranks])
@@ -80,8 +86,37 @@ def save_state(
     together.step(write, finish)
     if plan.files and context.is_inside():
         state_of_worker = context.current("save_state()")
-        state_of_worker.saved_into = str(path)
+        state_of_worker.saved_into = str(ready.path)
         state_of_worker.saved_files = tuple(f"{DIRECTORY}/{file.name}" for file in plan.files)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a rank has to save, and where."""
+
+    gathered: _Gathered
+    form: Form
+    path: Path
+    writer: ShardWriter
+
+
+def _prepare(
+    state: MutableMapping[str, Any],
+    directory: str | os.PathLike[str],
+    in_memory: bool | None,
+    together: Together,
+) -> _Prepared:
+    gathered = _Gathered()
+    for leaf in leaves(state, "save_state"):
+        gathered.add(leaf)
+    if not isinstance(directory, str | os.PathLike):
+        raise StateError(f"save_state takes the directory to save into, not {directory!r}")
+    path = Path(directory).absolute()
+    writer = ShardWriter(path, together.rank, _pool(path, in_memory))
+    form = form_of(gathered.tensors, gathered.loose, together)
+    # Dead from here on, on any rank: what the directory held is no state any more, and never a mix of two.
+    writer.begin()
+    return _Prepared(gathered, form, path, writer)
 
 
 class _Gathered:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch.distributed as dist
 
@@ -34,13 +34,25 @@ class Together:
         self.rank = dist.get_rank() if self.is_group else 0
         self.size = dist.get_world_size() if self.is_group else 1
 
-    def all_gather(self, value: Any) -> list[Any]:
-        """The value of each rank, on every rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+    def agree(self, every_rank: Callable[[], _Local]) -> list[_Local]:
+        """Runs a function on every rank; what it returned on each, on every rank.
+
+        Raises:
+            StateError: It failed on some rank; raised on every rank.
+            StorageError: Likewise, where it could not write.
+        """
+        errors: list[BaseException] = []
+        mine = _attempt(every_rank, self.rank, errors)
+        found: list[Any] = [mine]
+        if self.size > 1:
+            found = [None] * self.size
+            dist.all_gather_object(found, mine)
+        if errors and isinstance(errors[0], HoldfastError):
+            raise errors[0]
+        for each in found:
+            if isinstance(each, _Failure):
+                _raise(each, errors)
+        return found
 
     def step(
         self, every_rank: Callable[[], _Local], first_rank: Callable[[list[_Local]], Sequence[_Result]]
@@ -63,10 +75,7 @@ class Together:
                 parts = [failure] * self.size
         part = self._scatter(parts)
         if isinstance(part, _Failure):
-            cause = errors[0] if errors else None
-            if cause is not None and not isinstance(cause, Exception):  # Ctrl-C
-                raise cause
-            raise part.error() from cause
+            _raise(part, errors)
         result: _Result = part
         return result
 
@@ -84,6 +93,13 @@ class Together:
         received: list[Any] = [None]
         dist.scatter_object_list(received, parts)
         return received[0]
+
+
+def _raise(failure: _Failure, errors: Sequence[BaseException]) -> NoReturn:
+    cause = errors[0] if errors else None
+    if cause is not None and not isinstance(cause, Exception):  # Ctrl-C
+        raise cause
+    raise failure.error() from cause
 
 
 def _attempt(function: Callable[[], Any], rank: int, errors: list[BaseException]) -> Any:

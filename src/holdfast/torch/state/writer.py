@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 from holdfast.errors import StateError
 from holdfast.torch.state.buffers import BufferPool
 from holdfast.torch.state.copying import PlainCopy, copy_all, is_plain
-from holdfast.torch.state.files import SUFFIX, FileLayout
+from holdfast.torch.state.files import SUFFIX, FileLayout, Piece
 from holdfast.torch.state.plans import Plan
 
 DIRECTORY = "state"
@@ -41,6 +41,15 @@ class ShardWriter:
         self._rank = rank
         self._pool = pool
 
+    def begin(self) -> None:
+        """What an earlier save left in the directory is no state any more; before any rank writes.
+
+        Raises:
+            OSError: The directory cannot be written to.
+        """
+        if self._rank == 0:
+            (self._directory / VALUES).unlink(missing_ok=True)
+
     def write_tensors(self, plan: Plan, resolve: Callable[[WriteItem], torch.Tensor]) -> list[str]:
         """Copies every piece; when it returns the tensors may change.
 
@@ -48,6 +57,7 @@ class ShardWriter:
             The files, below the directory.
 
         Raises:
+            StateError: A tensor is not what was planned.
             OSError: A file cannot be written.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -55,6 +65,8 @@ class ShardWriter:
             old.unlink()
         for file in plan.files:
             tensors = {name: resolve(item) for name, item in file.items.items()}
+            for piece, _ in file.layout.places:
+                _check(piece, tensors[piece.name])
             _write(file.layout, tensors, self._directory / file.name, self._pool)
         return [f"{DIRECTORY}/{file.name}" for file in plan.files]
 
@@ -90,6 +102,19 @@ def _join(of_ranks: Sequence[Values]) -> Values:
             if known is not leaf and leaf["kind"] in _JOINED:
                 joined[path] = {"kind": leaf["kind"], "value": {**leaf["value"], **known["value"]}}
     return joined
+
+
+def _check(piece: Piece, tensor: torch.Tensor) -> None:
+    """The plan goes by what a tensor says of itself; what this rank has of it decides how many bytes are read.
+
+    Raises:
+        StateError: It is another.
+    """
+    if tensor.dtype != piece.dtype or tensor.numel() * tensor.itemsize != piece.size_bytes:
+        raise StateError(
+            f"save_state: this rank's part of {piece.name!r} is {tuple(tensor.shape)} of {tensor.dtype}, and should be "
+            f"{piece.shape} of {piece.dtype} by what the whole tensor says of itself"
+        )
 
 
 def _write(layout: FileLayout, tensors: Mapping[str, torch.Tensor], path: Path, pool: BufferPool | None) -> None:
