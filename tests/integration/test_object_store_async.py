@@ -182,7 +182,7 @@ def dies_after_two_reports(config):
 
 @pytest.mark.parametrize("how", ["raise", "exit", "SIGKILL"])
 def test_what_was_handed_over_is_committed_after_all_workers_are_gone(url, proxy, run, tmp_path, how):
-    proxy.fail(Fault("PUT", contains="/checkpoint_", times=-1, waits_for=tmp_path / "gate"))
+    proxy.fail(Fault("PUT", contains="/run/checkpoint_", times=-1, waits_for=tmp_path / "gate"))
     with beside(open_gate_when_dead, tmp_path, (0, 1)):
         result = fit(
             dies_after_two_reports, url, tmp_path, failures=1, config={"how": how}, max_pending_checkpoints=2
@@ -194,7 +194,7 @@ def test_what_was_handed_over_is_committed_after_all_workers_are_gone(url, proxy
 
 
 def test_what_was_handed_over_is_committed_though_the_run_fails_and_the_next_one_begins_there(url, proxy, run, tmp_path):
-    proxy.fail(Fault("PUT", contains="/checkpoint_", times=-1, waits_for=tmp_path / "gate"))
+    proxy.fail(Fault("PUT", contains="/run/checkpoint_", times=-1, waits_for=tmp_path / "gate"))
     with beside(open_gate_when_dead, tmp_path, (0, 1)):
         with pytest.raises(train.WorkerGroupError, match="right after the report"):
             fit(dies_after_two_reports, url, tmp_path, config={"how": "raise"}, max_pending_checkpoints=2)
@@ -246,7 +246,7 @@ def dies_while_handing_over(config):
 def test_a_worker_killed_at_any_step_of_the_handing_over(url, proxy, run, tmp_path, at, how):
     fit(lambda config: None, url, tmp_path, workers=1)  # the zygote is there from now on
     before = open_files()
-    proxy.fail(Fault("PUT", contains="/checkpoint_000002", times=-1, waits_for=tmp_path / "gate"))
+    proxy.fail(Fault("PUT", contains="/run/checkpoint_000002", times=-1, waits_for=tmp_path / "gate"))
     with beside(open_gate_when_dead, tmp_path, (1,)):
         result = fit(dies_while_handing_over, url, tmp_path, failures=1, config={"at": at, "how": how})
     arrived = 2 if at == 3 else 1
@@ -316,7 +316,7 @@ def refused(config):
 
 @pytest.fixture
 def _refuses_the_second(proxy):
-    proxy.fail(Fault("PUT", contains="/checkpoint_000002/rank-1-1", times=-1, answers=answer(403, "ExpiredToken")))
+    proxy.fail(Fault("PUT", contains="/run/checkpoint_000002/rank-1-1", times=-1, answers=answer(403, "ExpiredToken")))
 
 
 @pytest.mark.usefixtures("_refuses_the_second")

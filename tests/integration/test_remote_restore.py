@@ -180,6 +180,7 @@ def test_who_waits_for_a_download_that_fails_fetches_all_anew(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(restore, "_FIRST_NOTICE_S", 0.0)
     may_fail, waits = threading.Event(), threading.Event()
+    first = 0
 
     class Watch(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -1,0 +1,513 @@
+"""Asynchronous checkpoints on their way into a bucket, while workers and drivers die, files change and the store refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import cloudpickle
+import psutil
+import pytest
+
+import holdfast as train
+from holdfast import Checkpoint, CheckpointConfig, CheckpointUploadMode, DataParallelTrainer, FailureConfig, RunConfig
+from holdfast.errors import StorageAccessError
+from holdfast.stores import open_store
+from support.s3_proxy import Fault, answer, running_proxy
+from support.s3_server import KEYS, running_server
+
+LIMIT_S = 30
+FIRST, SECOND = "checkpoint_000001/", "checkpoint_000002/"
+DENIED = answer(403, "AccessDenied")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    # The function travels by value: this module cannot be imported by a worker.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with running_proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(server):
+    return server.make_bucket()
+
+
+@pytest.fixture
+def url(server, proxy, bucket):
+    return server.url(bucket, "exp", port=proxy.port)
+
+
+@pytest.fixture
+def behind(server, bucket):
+    """The run, past the proxy."""
+    return server.url(bucket, "exp/run")
+
+
+def fit(function, url, *, workers=2, failures=0, config=None, **options):
+    return DataParallelTrainer(
+        function,
+        train_loop_config=config,
+        scaling_config=train.ScalingConfig(num_workers=workers),
+        run_config=RunConfig(
+            name="run",
+            storage_path=url,
+            failure_config=FailureConfig(max_failures=failures),
+            **{"progress": "quiet", **options},
+        ),
+    ).fit()
+
+
+def report_step(step, num_files=1, mode=CheckpointUploadMode.ASYNC):
+    """Reports files of this rank; the directory is gone when it returns."""
+    rank = train.get_context().get_world_rank()
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(num_files):
+            Path(directory, f"rank-{rank}-{number}").write_text(f"step {step}")
+        return train.report({"step": step}, Checkpoint.from_directory(directory), checkpoint_upload_mode=mode)
+
+
+def restored():
+    """What the checkpoint that this attempt began with holds, or None."""
+    checkpoint = train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as directory:
+        return {path.name: path.read_text() for path in Path(directory).iterdir() if not path.name.startswith(".")}
+
+
+def whole(step, num_files=1):
+    return {f"rank-{rank}-{number}": f"step {step}" for rank in range(2) for number in range(num_files)}
+
+
+def await_file(path):
+    deadline_s = time.monotonic() + LIMIT_S
+    while not Path(path).exists():
+        assert time.monotonic() < deadline_s, f"{path} does not come"
+        time.sleep(0.005)
+
+
+def await_end(process):
+    """Until a process that is not our child is gone."""
+    deadline_s = time.monotonic() + LIMIT_S
+    with contextlib.suppress(psutil.NoSuchProcess):
+        watched = psutil.Process(process)
+        while watched.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline_s, f"process {process} does not end"
+            time.sleep(0.005)
+
+
+def await_requests(proxy, method, contains, count=1):
+    deadline_s = time.monotonic() + LIMIT_S
+    while proxy.count(method, contains) < count:
+        assert time.monotonic() < deadline_s, f"{method} {contains} is not asked for"
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def beside(function):
+    """Runs something beside the driver, which is this process."""
+    errors = []
+
+    def run():
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    assert errors == []
+
+
+def held(proxy, contains=FIRST):
+    """Keeps the files of a checkpoint from being stored, until what is returned is set."""
+    event = threading.Event()
+    proxy.fail(Fault("PUT", contains, times=-1, waits_for=event))
+    return event
+
+
+def assert_only(server, bucket, behind, names):
+    """These checkpoints are in the bucket, whole, and nothing of any other."""
+    run = train.Run(behind)
+    assert [each.checkpoint.path.rpartition("/")[2] for each in run.checkpoints] == names
+    assert not any(run.verify().values())
+    found = {entry.key.split("/")[0] for entry in open_store(behind).list(recursive=True)}
+    assert sorted(name for name in found if name != ".holdfast") == names
+    assert [entry.key for entry in open_store(behind).list(".holdfast/pending", recursive=True)] == []
+    assert server.unfinished_uploads(bucket) == 0
+
+
+def ends_after_its_report(config):
+    found = restored()
+    if found is not None:
+        return found
+    rank = train.get_context().get_world_rank()
+    report_step(1)
+    Path(config["base"], "pid").write_text(str(os.getpid())) if rank == 1 else None
+    train.collective.barrier()
+    if rank == 1:
+        if config["how"] == "raise":
+            raise RuntimeError("right after the report")
+        if config["how"] == "exit":
+            os._exit(3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    return None
+
+
+@pytest.mark.parametrize("how", ["raise", "exit", "kill"])
+@pytest.mark.parametrize("failures", [0, 1])
+def test_what_is_on_its_way_when_a_worker_ends_is_finished_and_resumed_from(
+    server, proxy, bucket, url, behind, tmp_path, how, failures
+):
+    config = {"base": str(tmp_path), "how": how}
+    hold = held(proxy)
+
+    def let_go_when_the_worker_is_gone():
+        await_file(tmp_path / "pid")
+        await_end(int((tmp_path / "pid").read_text()))
+        hold.set()
+
+    with beside(let_go_when_the_worker_is_gone):
+        if failures:
+            assert fit(ends_after_its_report, url, failures=1, config=config).return_value == whole(1)
+        else:
+            with pytest.raises(train.WorkerGroupError) as caught:
+                fit(ends_after_its_report, url, config=config)
+            assert caught.value.result.checkpoint.path.endswith("/run/checkpoint_000001")
+    assert proxy.count("PUT", FIRST) >= 2
+    if not failures:
+        assert fit(ends_after_its_report, url, config=config).return_value == whole(1)
+    assert_only(server, bucket, behind, ["checkpoint_000001"])
+
+
+STOPPED = """
+import os, sys, tempfile, time
+from pathlib import Path
+import holdfast as train
+
+url, base, workers, grace_s = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+
+def loop(config):
+    rank = train.get_context().get_world_rank()
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, f"rank-{rank}-0").write_text("step 1")
+        train.report({}, train.Checkpoint(directory), checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC)
+    (base / f"up-{rank}").touch()
+    try:
+        time.sleep(600)
+    finally:
+        (base / f"unwound-{rank}").touch()
+
+try:
+    train.DataParallelTrainer(
+        loop,
+        scaling_config=train.ScalingConfig(num_workers=workers),
+        run_config=train.RunConfig(name="run", storage_path=url, progress="quiet", stop_grace_s=grace_s),
+    ).fit()
+except train.TrainingInterrupted as error:
+    print("interrupted", error.result.checkpoint and error.result.checkpoint.path, flush=True)
+"""
+
+
+def start_driver(tmp_path, url, workers, grace_s=60.0):
+    """A driver whose workers have each made their report."""
+    (tmp_path / "script.py").write_text(STOPPED)
+    driver = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", url, tmp_path, str(workers), str(grace_s)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for rank in range(max(1, workers)):
+        await_file(tmp_path / f"up-{rank}")
+    return driver
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_on_its_way_when_the_driver_is_told_to_end_is_finished_and_resumed_from(
+    server, proxy, bucket, url, behind, tmp_path, signum, workers
+):
+    hold = held(proxy)
+    driver = start_driver(tmp_path, url, workers)
+    driver.send_signal(signum)
+    for rank in range(max(1, workers)):
+        await_file(tmp_path / f"unwound-{rank}")
+    assert train.Run(behind).checkpoints == []
+    hold.set()
+    out, _ = driver.communicate(timeout=LIMIT_S)
+    assert out.split()[0] == "interrupted"
+    assert out.split()[1].endswith("/run/checkpoint_000001")
+    assert driver.returncode == 0
+    assert_only(server, bucket, behind, ["checkpoint_000001"])
+    expected = whole(1) if workers else {"rank-0-0": "step 1"}
+    assert fit(lambda config: restored(), url, workers=1).return_value == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("grace_s", "signals"), [(600.0, 2), (0.3, 1)])
+def test_a_store_that_does_not_answer_does_not_hold_up_the_end(
+    server, proxy, bucket, url, behind, tmp_path, workers, grace_s, signals
+):
+    proxy.fail(Fault("PUT", FIRST, times=-1, stalls=True))
+    driver = start_driver(tmp_path, url, workers, grace_s)
+    await_requests(proxy, "PUT", FIRST)
+    for _ in range(signals):
+        driver.send_signal(signal.SIGINT)
+        if signals > 1:
+            for rank in range(max(1, workers)):
+                await_file(tmp_path / f"unwound-{rank}")
+    try:
+        out, _ = driver.communicate(timeout=15)
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert out.split() == ["interrupted", "None"]
+    proxy.heal()
+    assert fit(lambda config: restored(), url, workers=1).return_value is None
+    assert_only(server, bucket, behind, [])
+
+
+def dies_while_it_hands_over(config):
+    import holdfast.worker.handover as handover
+
+    found = restored()
+    if found is not None and found != whole(1):
+        return found
+    rank = train.get_context().get_world_rank()
+    if Path(config["base"], "died").exists():
+        report_step(3, 1).result(LIMIT_S)
+        return found
+    report_step(1).result(LIMIT_S)
+    handover._PER_MESSAGE = 2
+    send, count = handover._send, itertools.count(1)
+
+    def dying(*arguments):
+        if rank == 1 and next(count) == config["batch"]:
+            Path(config["base"], "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        send(*arguments)
+
+    handover._send = dying
+    report_step(2, 5)
+    if rank == 1:
+        Path(config["base"], "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    return None
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_a_worker_killed_at_any_step_of_the_hand_over_leaves_a_whole_checkpoint_or_none(
+    server, proxy, bucket, url, behind, tmp_path, batch
+):
+    result = fit(dies_while_it_hands_over, url, failures=1, config={"base": str(tmp_path), "batch": batch})
+    if batch <= 3:  # five files are three batches
+        assert result.return_value == whole(1)
+        # The report was never made, so its name is free.
+        assert_only(server, bucket, behind, ["checkpoint_000001", "checkpoint_000002"])
+        with result.checkpoint.as_directory() as directory:
+            assert Path(directory, "rank-1-0").read_text() == "step 3"
+    else:
+        assert result.return_value == whole(2, 5)
+        assert_only(server, bucket, behind, ["checkpoint_000001", "checkpoint_000002"])
+
+
+def changes_a_file_after_its_report(config):
+    base = Path(config["base"])
+    rank = train.get_context().get_world_rank()
+    directory = base / f"own-{rank}"
+    directory.mkdir()
+    with open(directory / f"weights-{rank}", "wb") as file:
+        file.write(b"a" * 1000)
+        file.truncate(config["size_bytes"])
+    pending = train.report(
+        {"step": 1},
+        Checkpoint(str(directory)),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=False,
+    )
+    await_file(base / "being stored")
+    if rank == 1:
+        with open(directory / "weights-1", "r+b") as file:
+            file.seek(config["size_bytes"] - 1)
+            file.write(b"b")
+        (base / "changed").touch()
+    error = pending.exception(LIMIT_S)
+    assert isinstance(error, train.ShardModifiedError), error
+    with pytest.raises(train.ShardModifiedError, match=r"report 1 could not be stored.*weights-1"):
+        train.report({"step": 2})  # on every rank alike
+    report_step(3).result(LIMIT_S)
+
+
+@pytest.mark.parametrize("size_bytes", [100_000, 41 << 20])
+def test_a_file_that_changes_while_it_is_stored_fails_that_checkpoint_by_name(
+    server, proxy, bucket, url, behind, tmp_path, size_bytes
+):
+    hold = held(proxy, f"{FIRST}weights-1")
+
+    def let_go_when_it_is_changed():
+        # Of the larger file four parts are on their way then, and two have not been read.
+        await_requests(proxy, "PUT", f"{FIRST}weights-1", 1 if size_bytes < 1 << 20 else 4)
+        (tmp_path / "being stored").touch()
+        await_file(tmp_path / "changed")
+        hold.set()
+
+    with beside(let_go_when_it_is_changed):
+        fit(changes_a_file_after_its_report, url, config={"base": str(tmp_path), "size_bytes": size_bytes})
+    assert_only(server, bucket, behind, ["checkpoint_000003"])
+    assert [each.metrics["step"] for each in train.Run(behind).checkpoints] == [3]
+
+
+def sees_a_refused_upload(config):
+    found = restored()
+    if found is not None:
+        return found
+    pending = report_step(1)
+    if config["warns"]:
+        train.report({"beside": 1})
+        report_step(2).result(LIMIT_S)
+        assert isinstance(pending.exception(LIMIT_S), StorageAccessError)
+        return None
+    error = pending.exception(LIMIT_S)
+    assert isinstance(error, StorageAccessError), error
+    with pytest.raises(StorageAccessError, match=r"report 1 could not be stored.*s3:PutObject"):
+        train.report({"step": 2})  # on every rank alike
+    report_step(3).result(LIMIT_S)
+    return None
+
+
+@pytest.mark.parametrize("what", ["", ".manifest.json"])
+@pytest.mark.parametrize("warns", [False, True])
+def test_an_upload_that_is_refused_is_told_of_at_the_next_report(
+    server, proxy, bucket, url, behind, capfd, what, warns
+):
+    proxy.fail(Fault("PUT", f"{FIRST}{what}", times=-1, answers=DENIED))
+    options = {"on_upload_error": "warn", "progress": "plain"} if warns else {}
+    fit(sees_a_refused_upload, url, config={"warns": warns}, **options)
+    if warns:
+        assert "report 1 could not be stored" in capfd.readouterr().err
+    step, name = (2, "checkpoint_000003") if warns else (3, "checkpoint_000003")
+    assert_only(server, bucket, behind, [name])
+    assert fit(sees_a_refused_upload, url, config={"warns": warns}).return_value == whole(step)
+
+
+def ends_with_a_refused_upload(config):
+    found = restored()
+    if found is not None:
+        return found
+    report_step(1).result(LIMIT_S)
+    report_step(2)
+    return None
+
+
+def test_an_upload_that_is_refused_after_the_last_report_fails_the_run(server, proxy, bucket, url, behind):
+    proxy.fail(Fault("PUT", SECOND, times=-1, answers=DENIED))
+    with pytest.raises(train.WorkerGroupError, match="report 2 could not be stored") as caught:
+        fit(ends_with_a_refused_upload, url)
+    assert all(isinstance(each, StorageAccessError) for each in caught.value.worker_failures.values())
+    assert caught.value.result.checkpoint.path.endswith("/run/checkpoint_000001")
+    assert_only(server, bucket, behind, ["checkpoint_000001"])
+    # With an attempt left it goes on from the checkpoint before.
+    assert fit(ends_with_a_refused_upload, url).return_value == whole(1)
+
+
+def goes_on_when_keys_have_expired(config):
+    found = restored()
+    if found is not None:
+        return found
+    report_step(1).result(LIMIT_S)
+    Path(config["base"], f"stored-{train.get_context().get_world_rank()}").touch()
+    await_file(Path(config["base"], "expired"))
+    report_step(2)
+    for step in itertools.count(3):
+        report_step(step)
+    return None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_keys_that_expire_end_the_run_and_new_ones_resume_it(server, proxy, bucket, url, behind, tmp_path, workers):
+    def expire():
+        for rank in range(max(1, workers)):
+            await_file(tmp_path / f"stored-{rank}")
+        for method in ("PUT", "POST", "DELETE", "GET", "HEAD"):
+            proxy.fail(Fault(method, times=-1, answers=answer(403, "ExpiredToken")))
+        (tmp_path / "expired").touch()
+
+    with beside(expire), pytest.raises(train.TrainingFailedError, match="ExpiredToken|expired") as caught:
+        fit(goes_on_when_keys_have_expired, url, workers=workers, config={"base": str(tmp_path)})
+    assert caught.value.result.checkpoint.path.endswith("/run/checkpoint_000001")
+    proxy.heal()
+    expected = whole(1) if workers else {"rank-0-0": "step 1"}
+    resumed = fit(goes_on_when_keys_have_expired, url, workers=workers, config={"base": str(tmp_path)})
+    assert resumed.return_value == expected
+    assert_only(server, bucket, behind, ["checkpoint_000001"])
+
+
+def reports_scores(config):
+    for loss, accuracy in config["scores"]:
+        metrics = {"loss": loss} if accuracy is None else {"loss": loss, "accuracy": accuracy}
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "scores").write_text(repr((loss, accuracy)))
+            train.report(metrics, Checkpoint(directory))
+
+
+def kept_by(config, metrics):
+    """What is to be kept of checkpoints, by their numbers: the best, and the latest."""
+    key, sign = config.checkpoint_score_attribute, -1 if config.checkpoint_score_order == "min" else 1
+
+    def rank(number):
+        score = metrics[number].get(key, math.nan) if key else number
+        return (not math.isnan(score), 0 if math.isnan(score) else sign * score, number)
+
+    best = sorted(metrics, key=rank)[-config.num_to_keep :] if config.num_to_keep else metrics
+    return {*best, max(metrics)}
+
+
+def test_retention_that_changes_at_each_re_run_keeps_the_best_of_all_that_there_is(server, proxy, bucket, url, behind):
+    nan = math.nan
+    story = [
+        (CheckpointConfig(), [(0.5, 0.2), (0.1, 0.9), (0.4, None), (nan, 0.95), (0.3, 0.1), (0.9, 0.8)]),
+        (CheckpointConfig(5, "loss", "min"), [(0.8, 0.3)]),
+        (CheckpointConfig(4, "accuracy", "max"), [(0.7, 0.0), (0.6, None)]),
+        (CheckpointConfig(3, "accuracy", "min"), [(0.05, 0.99)]),
+        (CheckpointConfig(2, "loss", "max"), [(0.01, 0.5), (nan, 0.4)]),
+        (CheckpointConfig(1), [(0.2, 0.7)]),
+    ]
+    existing = {}
+    number = 0
+    for config, scores in story:
+        # Opening the run deletes nothing, whatever the new configuration says.
+        fit(lambda config: None, url, workers=1, checkpoint_config=config)
+        found = {each.checkpoint.path.rpartition("_")[2] for each in train.Run(behind).checkpoints}
+        assert found == {f"{each:06}" for each in existing}
+        fit(reports_scores, url, workers=1, config={"scores": scores}, checkpoint_config=config)
+        for loss, accuracy in scores:
+            number += 1
+            existing[number] = {"loss": loss} if accuracy is None else {"loss": loss, "accuracy": accuracy}
+        kept = kept_by(config, existing)
+        existing = {each: metrics for each, metrics in existing.items() if each in kept}
+        assert_only(server, bucket, behind, [f"checkpoint_{each:06}" for each in existing])
