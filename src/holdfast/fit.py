@@ -22,7 +22,14 @@ from holdfast.controller.rounds import Bounds
 from holdfast.controller.validations import Validations
 from holdfast.engines.in_process import InProcessEngine
 from holdfast.engines.local.engine import LocalEngine
-from holdfast.errors import ConfigurationError, ControllerError, HoldfastError, TrainingInterrupted, WorkerGroupError
+from holdfast.errors import (
+    ConfigurationError,
+    ControllerError,
+    HoldfastError,
+    StorageError,
+    TrainingInterrupted,
+    WorkerGroupError,
+)
 from holdfast.interrupts import StopRequests, handle_interrupts
 from holdfast.metrics import decode_metrics
 from holdfast.persistence.layout import LOGS, validation_log_key
@@ -83,12 +90,13 @@ class Fit:
             engine.world_size()  # too few GPUs are said before anything is written
             writer = self._open_run()
             stop = StopRequests()
+            outcome: Outcome | None = None
             with handle_interrupts(stop.ask):
                 try:
                     outcome = self._drive(engine, writer, stop)
                 finally:
                     stop.hand_to(lambda _: self._hurry(writer, stop))
-                    writer.close()
+                    self._close(writer, outcome)
             outcome.signum = outcome.signum or stop.signum
         finally:
             engine.close()
@@ -118,6 +126,16 @@ class Fit:
             restart_cache_bytes=self._config.restart_cache_bytes,
             configuration=_as_text(self._trainer),
         )
+
+    def _close(self, writer: RunWriter, outcome: Outcome | None) -> None:
+        """Closes the run; that it could not be closed well is the error only where there is no other."""
+        try:
+            writer.close()
+        except StorageError as error:
+            if outcome is not None and outcome.succeeded:
+                outcome.controller_failure = error
+            else:
+                logger.warning("the last reports of %s could not be written: %s", self._store.url, error)
 
     def _hurry(self, writer: RunWriter, stop: StopRequests) -> None:
         """A signal while the run is being closed."""

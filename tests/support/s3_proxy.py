@@ -10,14 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 SLOW_DOWN = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
 SLOW_DOWN = SLOW_DOWN % len(SLOW_DOWN.partition(b"\r\n\r\n")[2])
-_LOOK_S = 0.005
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -42,7 +40,6 @@ class Fault:
         cuts_request_at: How many bytes of them are read before the connection breaks.
         cuts_answer_at: How many bytes of the answer come through before the connection breaks.
         stalls: They get no answer and no end.
-        waits_for: They are read, and then lie there until this file exists.
         drops_header: A header that is taken from them, lower case.
         waits_for: They are held until this is set; then happens what else is said here, or they are passed on.
     """
@@ -55,7 +52,6 @@ class Fault:
     cuts_request_at: int | None = None
     cuts_answer_at: int | None = None
     stalls: bool = False
-    waits_for: Path | None = None
     drops_header: str = ""
     waits_for: threading.Event | None = None
 
@@ -113,9 +109,6 @@ class Proxy:
             _reset(client)
             return
         body += _read(client, length - len(body))
-        while fault.waits_for is not None and not fault.waits_for.exists():
-            if self._ended.wait(_LOOK_S):
-                return
         if fault.stalls:
             self._ended.wait()
             return

@@ -33,6 +33,8 @@ _LOOK_S = 1.0
 _STOP_S = 10.0
 _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(Heartbeat)
+# The nonces of epochs that this process has ended. Where their records could not be told so, the process still knows.
+_ended: set[str] = set()
 
 
 class Pulse:
@@ -59,7 +61,11 @@ class Pulse:
         Raises:
             StorageError: The first one could not be written.
         """
-        self._beat(released=False)
+        try:
+            self._beat(released=False)
+        except BaseException:
+            _ended.add(self._record.nonce)
+            raise
         self._thread = threading.Thread(target=self._run, name="holdfast-heartbeat", daemon=True)
         self._thread.start()
 
@@ -74,6 +80,7 @@ class Pulse:
         self._ended.set()
         if self._thread is not None:
             self._thread.join(_STOP_S)
+        _ended.add(self._record.nonce)
         if not releases:
             return
         try:
@@ -115,8 +122,7 @@ def await_end(store: Store, record: EpochRecord) -> bool:
     first = _read(store, record)
     if first is not None and first.released:
         return True
-    process = first.process if first is not None else record.process
-    is_alive = _is_alive(process)
+    is_alive = _is_alive(first.process if first is not None else record.process, record)
     if is_alive is not None:
         return not is_alive
     until_s = time.monotonic() + STALE_S - _age_s(store, record, first)
@@ -140,7 +146,7 @@ def is_driven(store: Store, record: EpochRecord) -> bool:
     found = _read(store, record)
     if found is None or found.released:
         return False
-    is_alive = _is_alive(found.process)
+    is_alive = _is_alive(found.process, record)
     return is_alive if is_alive is not None else _listed_age_s(store) < STALE_S
 
 
@@ -164,8 +170,10 @@ def _process_id(pid: int) -> str | None:
     return None if started[0] == "Z" else f"{machine} {names} {pid} {started[19]}"
 
 
-def _is_alive(process: str) -> bool | None:
-    """Whether a process lives; None if it is not of this machine, or does not say."""
+def _is_alive(process: str, record: EpochRecord) -> bool | None:
+    """Whether a process lives and drives an epoch; None if it is not of this machine, or does not say."""
+    if record.nonce in _ended:
+        return False
     mine = this_process_id().split()
     theirs = process.split()
     if len(theirs) != 4 or len(mine) != 4 or theirs[:2] != mine[:2] or not theirs[2].isdecimal():

@@ -286,7 +286,11 @@ class RunWriter:
         self._durability.hurry()
 
     def close(self) -> None:
-        """Finishes commits, flushes and deletions, closes the log and lets the next driver in; safe to repeat."""
+        """Finishes commits, flushes and deletions, closes the log and lets the next driver in; safe to repeat.
+
+        Raises:
+            StorageError: The last lines of the log could not be written. All else is done.
+        """
         if self._closed:
             return
         self._closed = True
@@ -295,10 +299,10 @@ class RunWriter:
             if self._uploader is not None:
                 self._uploader.close()
             self._durability.close()
-            self._log.close()
             self._remove_staging()
             for key in self._litter:
                 self._remove_litter(key)
+            self._log.close()
         finally:
             self.keeper.close()
             self.staging.close()

@@ -9,13 +9,13 @@ import time
 import msgspec
 import pytest
 
-from holdfast.errors import FormatError, RunInUseError, StoreExistsError
+from holdfast.errors import FormatError, RunInUseError, StorageError, StoreExistsError
 from holdfast.persistence import heartbeat, layout
 from holdfast.persistence.lease import acquire, current_driver
 from holdfast.persistence.opening import survey
 from holdfast.records import FORMAT_VERSION, EpochRecord
 from holdfast.stores import open_store
-from support.failing_store import WatchedStore
+from support.failing_store import WatchedStore, refuse
 from support.remote_like_store import RemoteLikeStore
 from support.runs import names, open_run, read_json, report
 
@@ -139,6 +139,21 @@ def test_without_locks_a_second_driver_is_told_too(remote) -> None:
     first.release()
     assert current_driver(remote) is None
     _acquire(remote, "bob").release()
+
+
+@pytest.mark.parametrize("refused", ["the first sign of life", "the end"])
+def test_a_process_knows_of_the_runs_that_it_has_ended_though_it_could_not_say_so(remote, refused) -> None:
+    refusing = refused == "the first sign of life"
+    store = WatchedStore(remote, refuse(lambda operation, key: refusing and key == layout.HEARTBEAT))
+    if refusing:
+        with pytest.raises(StorageError, match="refused by the test"):
+            _acquire(store)
+    else:
+        held = _acquire(store)
+        refusing = True
+        held.release()
+    assert current_driver(remote) is None
+    _acquire(remote).release()
 
 
 def test_a_driver_elsewhere_that_lives_is_seen_to_live(remote, monkeypatch) -> None:
