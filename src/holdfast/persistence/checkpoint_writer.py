@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from holdfast.errors import EmptyCheckpointError, ReportError, RunInUseError, ShardModifiedError, StorageError
+from holdfast.errors import (
+    CheckpointExistsError,
+    EmptyCheckpointError,
+    ReportError,
+    RunInUseError,
+    ShardModifiedError,
+    StorageError,
+)
 from holdfast.persistence import layout
 from holdfast.persistence.commit import commit, files_of, make_durable, place_of
 from holdfast.persistence.lease import utc_now
@@ -19,6 +26,7 @@ from holdfast.persistence.manifest import committed_of
 from holdfast.persistence.merge import merge_metadata, merge_receipts
 from holdfast.persistence.release import changed_while_shared, release
 from holdfast.persistence.retry import RetryPolicy, retried
+from holdfast.persistence.transfer import Keys
 from holdfast.records import CommittedCheckpoint, Manifest, ShardReceipt, StagedShard
 from holdfast.stores.base import Store
 
@@ -77,6 +85,7 @@ class CheckpointWriter:
         self._registered: StagedShard | None = None
         self._futures: list[Future[ShardReceipt]] = []
         self._kept: KeptFiles | None = None
+        self._keys = Keys()
         self._ended = False
 
     def store_shard(
@@ -112,6 +121,7 @@ class CheckpointWriter:
                 descriptors=descriptors,
                 predecessor=self._owner.predecessor,
                 kept=self._kept,
+                keys=self._keys,
             )
             self._shards.append(shard)
             self._futures.append(future)
@@ -178,6 +188,7 @@ class CheckpointWriter:
                 metrics=msgspec.Raw(metrics),
                 files=merge_receipts(receipts),
             )
+            self._check_keys()
             self._check_adopted()
             metadata = merge_metadata(receipts)
             if not manifest.files and metadata is None:
@@ -246,6 +257,20 @@ class CheckpointWriter:
                 "use the same mode on every rank of a report"
             )
         self._in_place = in_place
+
+    def _check_keys(self) -> None:
+        """What lay at a file's key already is another rank's, which the merge has compared, or nobody knows whose.
+
+        Raises:
+            CheckpointExistsError: It is no rank's.
+        """
+        # Where there is no renaming, such can come from a driver that has ended, or should have: a request of its that
+        # arrives late.
+        if strange := self._keys.strange():
+            raise CheckpointExistsError(
+                f"another program wrote {strange[0]!r} of checkpoint {self.name!r} while that was being stored at "
+                f"{self._store.url} (a driver that was taken to be dead?); report it once more"
+            )
 
     def _check_adopted(self) -> None:
         """Files that were taken over still have their old names, too; nobody may have written to them meanwhile.

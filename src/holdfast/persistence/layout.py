@@ -26,6 +26,7 @@ STAGING = f"{PRIVATE}/staging"
 
 _PARTIAL = re.compile(r"^\.(?P<name>.+)\.partial-(?P<epoch>\d+)\.(?P<attempt>\d+)$", re.DOTALL)
 _TRASH = re.compile(r"^\.(?P<name>.+)\.(?:deleting|damaged)-(?P<tag>[0-9a-f]+)$", re.DOTALL)
+_CHECKPOINT = re.compile(r"^checkpoint_(\d{6,})$")
 _EPOCH = re.compile(r"^(\d{6,})\.json$")
 _LOG_DIRECTORY = re.compile(r"^attempt_(\d{6,})$")
 _SEGMENT = re.compile(r"^e(\d{6,})-a(\d{6,})-(\d{6,})\.jsonl$")
@@ -34,6 +35,12 @@ _SEGMENT = re.compile(r"^e(\d{6,})-a(\d{6,})-(\d{6,})\.jsonl$")
 def checkpoint_name(report_index: int) -> str:
     """The name of a checkpoint whose user gave none."""
     return f"checkpoint_{report_index:06d}"
+
+
+def parse_checkpoint(name: str) -> int | None:
+    """The report index of a checkpoint whose user gave it no name, or None."""
+    found = _CHECKPOINT.match(name)
+    return int(found[1]) if found else None
 
 
 def uploaded_name(report_index: int, attempt: int) -> str:

@@ -44,9 +44,20 @@ def survey(store: Store) -> Survey:
             ]
         ),
         first_report=max(
-            [1 + found.highest_report, 1 + metrics_log.highest_report(store), *(each.first_report for each in records)]
+            [
+                1 + found.highest_report,
+                1 + metrics_log.highest_report(store),
+                1 + _highest_pending_report(store),
+                *(each.first_report for each in records),
+            ]
         ),
     )
+
+
+def _highest_pending_report(store: Store) -> int:
+    """Of those whose checkpoint an earlier driver had begun to store: a request of its may still be on its way there."""
+    names = (entry.key.rpartition("/")[2].removesuffix(".json") for entry in store.list(layout.PENDING))
+    return max((number for name in names if (number := layout.parse_checkpoint(name)) is not None), default=0)
 
 
 def _highest_logged_attempt(store: Store) -> int:

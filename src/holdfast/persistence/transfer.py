@@ -32,6 +32,23 @@ class UploadStopped(Exception):  # noqa: N818 - not an error of anything
 
 
 @dataclass(frozen=True)
+class Keys:
+    """What one checkpoint's shards have come upon at their keys, by record path. Safe for threads.
+
+    Attributes:
+        written: Files that one of them has stored.
+        found: Files that something else had been stored in the place of: another rank's, or a stranger's.
+    """
+
+    written: set[str] = field(default_factory=set)
+    found: set[str] = field(default_factory=set)
+
+    def strange(self) -> list[str]:
+        """What lies there and was not stored by any of them, once all are done."""
+        return sorted(self.found - self.written)
+
+
+@dataclass(frozen=True)
 class FileTransfer:
     """What the files of one shard share on their way.
 
@@ -46,6 +63,7 @@ class FileTransfer:
         known: Digests of files that need not be read again.
         linked: The paths of files that were taken over already.
         kept: Gets each file that is stored, open.
+        keys: Told of each file whether it was stored, or its key was taken.
     """
 
     root: str
@@ -61,6 +79,7 @@ class FileTransfer:
     known: KnownDigests = field(default_factory=KnownDigests)
     linked: set[str] = field(default_factory=set)
     kept: KeptFiles | None = None
+    keys: Keys = field(default_factory=Keys)
 
     def source(self, file: StagedFile) -> str:
         """Where the file lies on this machine."""
@@ -173,7 +192,9 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
             # What has other names already may be written to through them: that is copied.
             if not is_linked and not is_shared and transfer.adopt and status.st_nlink == 1 and file.source is None:
                 is_linked = _adopt(transfer, file, source if held is None else held, descriptor)
-            if not is_linked and not is_shared:
+            if is_linked or is_shared:
+                transfer.keys.written.add(file.path)
+            else:
                 digest = _copy(transfer, file, descriptor, progress)
             if digest is None:
                 digest = digest_fd(descriptor, file.size_bytes, progress.hasher)
@@ -235,11 +256,13 @@ def _copy(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _
             hasher=progress.hasher,
         )
     except StoreExistsError:
+        transfer.keys.found.add(file.path)
         return None
     except StorageError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENODATA:
             raise _modified(transfer.source(file), "it became shorter") from error
         raise
+    transfer.keys.written.add(file.path)
     return progress.hasher.text()
 
 

@@ -18,7 +18,7 @@ from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import RetryPolicy
 from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
 from holdfast.persistence.staging import stage
-from holdfast.persistence.transfer import FileTransfer, register_file, store_file
+from holdfast.persistence.transfer import FileTransfer, Keys, register_file, store_file
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
 from holdfast.stores.helpers import work_alone
@@ -64,6 +64,7 @@ class Uploader:
         descriptors: dict[str, int] | None = None,
         predecessor: Predecessor | None = None,
         kept: KeptFiles | None = None,
+        keys: Keys | None = None,
     ) -> Future[ShardReceipt]:
         """Copies (or takes over) a shard's files to below `prefix`, several at once.
 
@@ -77,13 +78,14 @@ class Uploader:
                 closed when the shard is done, however it ends. Training goes on beside it, so the threads give way to it.
             predecessor: A checkpoint whose files are linked to where they are equal.
             kept: Keeps the files open once they are stored.
+            keys: What all shards of the checkpoint come upon.
 
         Returns:
             The receipt to come, or the first error: `ShardModifiedError` for a file that changed or vanished since it
             was staged, `CheckpointSourceError` for one that cannot be read, `StorageError` for a failed write. All
             threads have let go of the shard when it is done.
         """
-        return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor, kept)
+        return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor, kept, keys)
 
     def register_shard(self, shard: StagedShard, store: Store, prefix: str) -> Future[ShardReceipt]:
         """Lists and digests files that lie in their final place below `prefix`, without writing anything.
@@ -132,6 +134,7 @@ class Uploader:
         descriptors: dict[str, int] | None = None,
         predecessor: Predecessor | None = None,
         kept: KeptFiles | None = None,
+        keys: Keys | None = None,
     ) -> Future[ShardReceipt]:
         future = ShardFuture()
         transfer = FileTransfer(
@@ -147,6 +150,7 @@ class Uploader:
             predecessor=predecessor,
             known=self._known,
             kept=kept,
+            keys=keys or Keys(),
         )
         work = ShardWork(shard, transfer, step, future, ended=self._ended, most_threads=self._threads)
         with self._guard:
