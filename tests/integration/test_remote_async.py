@@ -105,6 +105,12 @@ def await_file(path):
         time.sleep(0.005)
 
 
+def write_whole(path, text):
+    """So that whoever waits for the file never finds it empty."""
+    path.with_suffix(".new").write_text(text)
+    path.with_suffix(".new").rename(path)
+
+
 def await_end(process):
     """Until a process that is not our child is gone."""
     deadline_s = time.monotonic() + LIMIT_S
@@ -168,7 +174,7 @@ def ends_after_its_report(config):
     report_step(1)
     train.collective.barrier()
     if rank == 1:
-        Path(config["base"], "pid").write_text(str(os.getpid()))
+        write_whole(Path(config["base"], "pid"), str(os.getpid()))
         if config["how"] == "raise":
             raise RuntimeError("right after the report")
         if config["how"] == "exit":
@@ -187,9 +193,11 @@ def test_what_is_on_its_way_when_a_worker_ends_is_finished_and_resumed_from(
     hold = held(proxy)
 
     def let_go_when_the_worker_is_gone():
-        await_file(tmp_path / "pid")
-        await_end(int((tmp_path / "pid").read_text()))
-        hold.set()
+        try:
+            await_file(tmp_path / "pid")
+            await_end(int((tmp_path / "pid").read_text()))
+        finally:
+            hold.set()
 
     with beside(let_go_when_the_worker_is_gone):
         if failures:
@@ -371,11 +379,13 @@ def test_a_file_that_changes_while_it_is_stored_fails_that_checkpoint_by_name(
     hold = held(proxy, f"{FIRST}weights-1")
 
     def let_go_when_it_is_changed():
-        # Of the larger file four parts are on their way then, and two have not been read.
-        await_requests(proxy, "PUT", f"{FIRST}weights-1", 1 if size_bytes < 1 << 20 else 4)
-        (tmp_path / "being stored").touch()
-        await_file(tmp_path / "changed")
-        hold.set()
+        try:
+            # Of the larger file four parts are on their way then, and two have not been read.
+            await_requests(proxy, "PUT", f"{FIRST}weights-1", 1 if size_bytes < 1 << 20 else 4)
+            (tmp_path / "being stored").touch()
+            await_file(tmp_path / "changed")
+        finally:
+            hold.set()
 
     with beside(let_go_when_it_is_changed):
         fit(changes_a_file_after_its_report, url, config={"base": str(tmp_path), "size_bytes": size_bytes})
