@@ -65,6 +65,9 @@ class Owner(Protocol):
     def expect_validation(self, checkpoint: CommittedCheckpoint) -> None:
         """The checkpoint is about to exist, and to wait for its validation."""
 
+    def given_up(self, name: str) -> None:
+        """The checkpoint will not exist, and nothing of it is on its way any more: its name is free."""
+
     def committed(self, checkpoint: CommittedCheckpoint, manifest: Manifest, files: Sequence[str] | None) -> None:
         """The checkpoint exists: `files` are to be flushed behind (None: read them then)."""
 
@@ -86,6 +89,7 @@ class CheckpointWriter:
         self._futures: list[Future[ShardReceipt]] = []
         self._kept: KeptFiles | None = None
         self._keys = Keys()
+        self._claimed: Future[None] | None = None
         self._ended = False
 
     def store_shard(
@@ -99,6 +103,9 @@ class CheckpointWriter:
         Args:
             descriptors: Open files by path, to be read and closed, if they were handed over so.
 
+        Returns:
+            The receipt to come, or an error: where renaming is not possible, also those about the place.
+
         Raises:
             CheckpointExistsError: Something else lies under the checkpoint's name.
             ReportError: Another rank registered its files in place.
@@ -106,12 +113,13 @@ class CheckpointWriter:
         """
         with self._lock:
             if self._in_place is None:
-                self._owner.claim(self.name)
                 self._place = place_of(self._store, self.name, self._owner.epoch, self._attempt)
-                self._kept = self._owner.keeper.begin()
                 if self._place == self.name:
-                    # Dying on the next line leaves a mark without files; with files it says that they are ours.
-                    self._store.write(layout.pending_key(self.name), b"{}")
+                    # Requests that may take long, while whoever calls this has others to answer.
+                    self._claimed = self._owner.uploader().submit(self._claim)
+                else:
+                    self._owner.claim(self.name)
+                self._kept = self._owner.keeper.begin()
             self._begin(in_place=False)
             future = self._owner.uploader().store_shard(
                 shard,
@@ -122,6 +130,7 @@ class CheckpointWriter:
                 predecessor=self._owner.predecessor,
                 kept=self._kept,
                 keys=self._keys,
+                after=self._claimed,
             )
             self._shards.append(shard)
             self._futures.append(future)
@@ -229,24 +238,39 @@ class CheckpointWriter:
             self._ended = True
             if self._kept is not None:
                 self._kept.close()
-            # What was registered in place is the user's own, and stays.
-            if self._in_place is not False:
-                return
             if unfinished:
+                # What they bring may come at any moment, so nothing else may take the name.
                 _log.warning("checkpoint %s was given up while %d uploads still hang", self.name, len(unfinished))
+            # What was registered in place is the user's own, and stays.
+            if self._in_place is False and self._is_claimed():
+                self._remove_stored()
+            if not unfinished:
+                self._owner.given_up(self.name)
+
+    def _claim(self) -> None:
+        self._owner.claim(self.name)
+        # Dying on the next line leaves a mark without files; with files it says that they are ours.
+        self._store.write(layout.pending_key(self.name), b"{}")
+
+    def _is_claimed(self) -> bool:
+        """Whether the name was free, so that what lies there now is this checkpoint's."""
+        claimed = self._claimed
+        return claimed is None or (claimed.done() and not claimed.cancelled() and claimed.exception() is None)
+
+    def _remove_stored(self) -> None:
+        try:
+            # Where files lie at their final place, a driver that took over may be using the same name.
+            self._owner.check_lease()
+        except (RunInUseError, StorageError) as error:
+            _log.warning("the remains of checkpoint %s are left where they are: %s", self.name, error)
+            return
+        for key in [self._place] + ([layout.pending_key(self.name)] if self._place == self.name else []):
             try:
-                # Where files lie at their final place, a driver that took over may be using the same name.
-                self._owner.check_lease()
-            except (RunInUseError, StorageError) as error:
-                _log.warning("the remains of checkpoint %s are left where they are: %s", self.name, error)
-                return
-            for key in [self._place] + ([layout.pending_key(self.name)] if self._place == self.name else []):
-                try:
-                    # Dying on the next line leaves the rest of a hidden directory, which the next start collects.
-                    self._store.delete_tree(key)
-                except StorageError as error:
-                    _log.warning("the remains of checkpoint %s could not be removed yet: %s", self.name, error)
-                    self._owner.remember_litter(key)
+                # Dying on the next line leaves the rest of a hidden directory, which the next start collects.
+                self._store.delete_tree(key)
+            except StorageError as error:
+                _log.warning("the remains of checkpoint %s could not be removed yet: %s", self.name, error)
+                self._owner.remember_litter(key)
 
     def _begin(self, *, in_place: bool) -> None:
         if self._ended:

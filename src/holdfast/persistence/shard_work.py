@@ -87,6 +87,15 @@ class ShardWork:
         for positions, is_small in runs:
             self._submit(positions, is_small)
 
+    def start_after(self, other: Future[None], pool: Executor) -> None:
+        """Hands everything to the pool, now that something else is done; or ends as that did, if it failed."""
+        error = StorageError("The upload did not begin") if other.cancelled() else other.exception()
+        if error is None:
+            self.start(pool)
+        else:
+            self._fail(error)
+            self._finish()
+
     def _submit(self, positions: Iterator[int], is_small: bool) -> None:
         try:
             self._pool.submit(self._run, positions, is_small)

@@ -65,6 +65,7 @@ class Uploader:
         predecessor: Predecessor | None = None,
         kept: KeptFiles | None = None,
         keys: Keys | None = None,
+        after: Future[None] | None = None,
     ) -> Future[ShardReceipt]:
         """Copies (or takes over) a shard's files to below `prefix`, several at once.
 
@@ -79,13 +80,14 @@ class Uploader:
             predecessor: A checkpoint whose files are linked to where they are equal.
             kept: Keeps the files open once they are stored.
             keys: What all shards of the checkpoint come upon.
+            after: Nothing is stored before this is done, and nothing where it fails: its error is the shard's.
 
         Returns:
             The receipt to come, or the first error: `ShardModifiedError` for a file that changed or vanished since it
             was staged, `CheckpointSourceError` for one that cannot be read, `StorageError` for a failed write. All
             threads have let go of the shard when it is done.
         """
-        return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor, kept, keys)
+        return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor, kept, keys, after)
 
     def register_shard(self, shard: StagedShard, store: Store, prefix: str) -> Future[ShardReceipt]:
         """Lists and digests files that lie in their final place below `prefix`, without writing anything.
@@ -135,6 +137,7 @@ class Uploader:
         predecessor: Predecessor | None = None,
         kept: KeptFiles | None = None,
         keys: Keys | None = None,
+        after: Future[None] | None = None,
     ) -> Future[ShardReceipt]:
         future = ShardFuture()
         transfer = FileTransfer(
@@ -159,8 +162,23 @@ class Uploader:
                 future.set_exception(StorageError("The upload did not begin: the run is being closed"))
                 return future
             self._running.add(future)
-            work.start(self._pool if descriptors is None else self._beside)
+            pool = self._pool if descriptors is None else self._beside
+            if after is None:
+                work.start(pool)
+        if after is not None:
+            after.add_done_callback(lambda done: work.start_after(done, pool))
         return future
+
+    def submit(self, function: Callable[[], None]) -> Future[None]:
+        """Does something that uploads wait for.
+
+        Raises:
+            StorageError: The run is being closed.
+        """
+        with self._guard:
+            if self._is_closed:
+                raise StorageError("The upload did not begin: the run is being closed")
+            return self._pool.submit(function)
 
     def _ended(self, future: ShardFuture) -> None:
         with self._guard:

@@ -85,6 +85,8 @@ class RunWriter:
         self.staging.take()
         self.keeper = Keeper(store, restart_cache_bytes)
         self._litter: set[str] = set()
+        # Of checkpoints; two of one name would be stored at one place and mix.
+        self._on_their_way: set[str] = set()
         # Names whose holders are no checkpoints to anyone: they give way when the name is wanted.
         self._unusable = set(found.void) | set(found.damaged)
         self._ledger = Ledger(found.checkpoints, policy, found.pinned)
@@ -184,13 +186,14 @@ class RunWriter:
         Waits, where retention has let go of an older one of that name, until that is deleted.
 
         Raises:
-            CheckpointExistsError: A checkpoint of that name is kept.
+            CheckpointExistsError: A checkpoint of that name is kept, or on its way.
         """
         layout.check_name(name, "the checkpoint's directory name")
-        if self._ledger.get(name) is not None:
+        if name in self._on_their_way or self._ledger.get(name) is not None:
             raise taken(self.store, name)
         if self._durability.holds(name):
             self._await_name(name)
+        self._on_their_way.add(name)
         return CheckpointWriter(self, name, report, self._attempt)
 
     def submit(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
@@ -361,6 +364,10 @@ class RunWriter:
         """A checkpoint is about to be committed that is to be validated."""
         self._notes.update(checkpoint, validation="pending")
 
+    def given_up(self, name: str) -> None:
+        """A checkpoint on its way was given up: its name is free."""
+        self._on_their_way.discard(name)
+
     def committed(self, checkpoint: CommittedCheckpoint, manifest: Manifest, files: Sequence[str] | None) -> None:
         """A checkpoint exists: it joins the list, retention decides, and the rest happens behind."""
         try:
@@ -368,6 +375,7 @@ class RunWriter:
         except StorageError as error:
             _log.debug("checkpoint %s will be read when it is needed: %s", checkpoint.name, error)
         doomed = self._ledger.add(checkpoint)
+        self._on_their_way.discard(checkpoint.name)
         self._durability.committed(checkpoint, files, doomed)
 
     def _kept(self, back: Sequence[CommittedCheckpoint], gone: CommittedCheckpoint | None) -> None:
