@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,17 +12,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.config import CheckpointConfig
+from holdfast.errors import StorageError
 from holdfast.metrics import decode_metrics
 from holdfast.persistence import catalog as catalogs
 from holdfast.persistence import metrics_log
 from holdfast.persistence.opening import read_policy
 from holdfast.persistence.retention import RetentionPolicy, best
-from holdfast.records import CommittedCheckpoint
+from holdfast.records import CommittedCheckpoint, ReportLine
 from holdfast.run import Run, configuration_of, rank, ranking, table
 from holdfast.stores import Store, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_log = logging.getLogger("holdfast")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +105,22 @@ class Result:
         filesystem: Any = None,
     ) -> Result:
         found = catalogs.Catalog()
+        last: ReportLine | None = None
+        last_report = 0
         if committed is None:
             found = catalogs.load(store)
             committed = found.checkpoints
+            last = metrics_log.last_line(store, found.epochs)
         else:
-            catalogs.load_epochs(store, found)
-        last = metrics_log.last_line(store, found.epochs)
+            try:
+                catalogs.load_epochs(store, found)
+                last = metrics_log.last_line(store, found.epochs)
+            except StorageError as unreadable:
+                # Most likely what has ended the run; it must not take the place of the error that says so.
+                _log.warning("the reports of %s cannot be read now: %s", store.url, unreadable)
+                last_report = sys.maxsize
+        if last is not None:
+            last_report = last.report
         if metrics is None and last is not None:
             metrics = decode_metrics(last.metrics)
         return cls(
@@ -117,7 +132,7 @@ class Result:
             _store=store,
             _committed=tuple(committed),
             _policy=policy if policy is not None else read_policy(configuration_of(store, found)),
-            _last_report=last.report if last is not None else 0,
+            _last_report=last_report,
         )
 
     @property
