@@ -120,6 +120,25 @@ def test_growth_is_expected(url):
     assert fit(loop, url).return_value == "disk"
 
 
+def test_a_large_save_is_expected_again_after_small_ones(url):
+    def loop(config):
+        return [save(MEMORY_BYTES // 2), save(), save(), save(MEMORY_BYTES // 2), save()]
+
+    assert fit(loop, url).return_value == ["disk"] * 5
+
+
+def test_memory_without_a_limit_is_not_full(url, memory):
+    subprocess.run(["mount", "-o", "remount,size=0", str(memory)], check=True)
+    assert os.statvfs(memory).f_blocks == 0
+
+    def loop(config):
+        with train.staging_directory(SMALL_BYTES) as unreported:
+            pass
+        return [where(unreported), save(hint=SMALL_BYTES), save(hint=SMALL_BYTES)]
+
+    assert fit(loop, url).return_value == ["memory"] * 3
+
+
 def test_full_memory_fails_one_save_and_sends_the_next_to_disk(url, memory):
     def loop(config):
         number = None

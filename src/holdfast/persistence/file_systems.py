@@ -7,6 +7,7 @@ from pathlib import Path
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+_OF_ONE_MACHINE = _IN_MEMORY | {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "overlay"}
 _OF_SERVERS = ("nfs", "fuse", "cifs", "smb", "9p")
 
 
@@ -19,6 +20,15 @@ def is_in_memory(place: int | str) -> bool:
         OSError: There is no such file.
     """
     return _kind(place) in _IN_MEMORY
+
+
+def is_of_one_machine(place: int | str) -> bool:
+    """Whether no other machine sees the same file system, so that its locks are known here; False where that cannot be told.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    return _kind(place) in _OF_ONE_MACHINE
 
 
 def shows_removed_files(place: int | str) -> bool:

@@ -23,6 +23,7 @@ import msgspec
 
 from holdfast.errors import StorageError, StoreNotFoundError
 from holdfast.persistence import layout
+from holdfast.persistence.machine import boot_id
 from holdfast.records import EpochRecord, Heartbeat
 from holdfast.stores.base import Store
 
@@ -158,8 +159,10 @@ def this_process_id() -> str:
 def _process_id(pid: int) -> str | None:
     if sys.platform != "linux":
         return None
+    machine = boot_id()
+    if machine is None:
+        return None
     try:
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         # Containers of one machine count their processes for themselves.
         names = os.readlink("/proc/self/ns/pid")
         # The second field may hold spaces and brackets; the twentieth after it is the time of the start.

@@ -23,7 +23,7 @@ from holdfast.worker.context import WorkerState, current
 _LOG = logging.getLogger("holdfast")
 # Of the free memory, for the workers of a node together: training needs some itself, and so do checkpoints on their way.
 _MEMORY_PART = 0.25
-# A checkpoint is expected to be as large as the one before, and so much more.
+# A checkpoint is expected to be as large as the largest before, and so much more.
 _GROWTH = 1.25
 # With less left a file system is full, whatever error a library made of it.
 _FULL_BYTES = 1 << 20
@@ -45,8 +45,8 @@ def staging_directory(size_bytes: int | None = None) -> Iterator[str]:
         ...     report({"loss": loss}, Checkpoint.from_directory(directory))
 
     Args:
-        size_bytes: How much will be written, at most; by default it is expected to be about as much as this worker reported
-            from such a directory before, and the first one lies on disk.
+        size_bytes: How much will be written, at most; by default it is expected to be about as much as the most that this worker
+            has reported from such a directory, and the first one lies on disk.
 
     Raises:
         OutsideWorkerError: Called outside a training function.
@@ -85,7 +85,9 @@ def handed_over(state: WorkerState, path: str) -> None:
 
 def remember_size(state: WorkerState, shard: StagedShard) -> None:
     """What was written into such a directory tells how much the next one needs."""
-    state.staged_bytes = sum(file.size_bytes for file in shard.files if file.source is None)
+    size_bytes = sum(file.size_bytes for file in shard.files if file.source is None)
+    # Small saves may lie between the large ones.
+    state.staged_bytes = max(size_bytes, state.staged_bytes or 0)
 
 
 def _make(state: WorkerState, size_bytes: int | None) -> tuple[str, bool]:
@@ -121,4 +123,5 @@ def _has_no_room(path: str) -> bool:
         there = os.statvfs(path)
     except OSError:  # it is gone: the node has removed what was committed
         return False
-    return there.f_bavail * there.f_frsize < _FULL_BYTES
+    # One without a limit has no size, and nothing free of it.
+    return there.f_blocks > 0 and there.f_bavail * there.f_frsize < _FULL_BYTES

@@ -116,6 +116,7 @@ def _freeze(writer, *, age_s: float = 1000.0) -> None:
     """What a driver on another machine leaves that stopped so long ago: nothing can be told of its process from here."""
     pulse = writer._lease._pulse
     pulse.stop(releases=False)
+    heartbeat._ended.discard(pulse._record.nonce)  # this process would know
     beat = msgspec.json.decode(writer.store.read(layout.HEARTBEAT))
     writer.store.write(layout.HEARTBEAT, msgspec.json.encode({**beat, "process": "elsewhere 1 2 3"}))
     path = writer.store._store.local_path(layout.HEARTBEAT)
