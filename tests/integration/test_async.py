@@ -140,6 +140,8 @@ def test_commits_follow_the_order_of_reports(tmp_path, monkeypatch):
             later_stored.set()
 
     monkeypatch.setattr(local_store, "copy_bytes", first_is_slow)
+    # With two, one is left to training, and nothing overtakes.
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
     seen = []
 
     class Watch(train.UserCallback):
