@@ -83,7 +83,10 @@ class Keeper:
         return copies.places if copies is not None and copies.name == name else {}
 
     def fetch(self, checkpoint: CommittedCheckpoint, manifest: Manifest) -> bool:
-        """Has a verified copy of a checkpoint lie on this machine until a newer one is committed; False where it cannot.
+        """Has a verified copy of a checkpoint lie on this machine until a newer one is committed.
+
+        Returns:
+            False where nothing was read of the store: there can be no copy, or somebody else had made it before.
 
         Raises:
             DamagedCheckpointError: It is not what was reported.
@@ -98,7 +101,7 @@ class Keeper:
             if copies is None:
                 return False
             try:
-                copies.fetch(manifest)
+                is_verified = copies.fetch(manifest)
             except BaseException:
                 copies.release()
                 raise
@@ -109,7 +112,7 @@ class Keeper:
             return False
         with self._guard:
             self._copies = copies
-        return True
+        return is_verified
 
     def prepare_restart(self, checkpoint: CommittedCheckpoint) -> dict[str, str]:
         """As `places`; what of it has to be fetched nevertheless is fetched once only, until a newer one is committed."""

@@ -19,6 +19,8 @@ from holdfast.stores.local_lock import FileLock, try_lock
 
 _TRIES = 20
 _PAUSE_S = 0.005
+# For another process's download: the driver has its workers to start, and can read the store itself.
+_FETCH_TIMEOUT_S = 30.0
 
 
 class KeptCopies:
@@ -61,21 +63,36 @@ class KeptCopies:
             time.sleep(_PAUSE_S)  # somebody looks whether a dead node left it
         return None
 
-    def fetch(self, manifest: Manifest) -> None:
-        """Makes a copy of all of it, verified.
+    def fetch(self, manifest: Manifest) -> bool:
+        """Has a copy of all of it lie here; False where there was one already, which says nothing of what the store holds.
 
         Raises:
             DamagedCheckpointError: A file is missing, or not what was reported.
             StorageError: The store or the local disk failed.
+            WaitTimeoutError: Another process is still downloading it.
         """
-        with shared_copy(self._store, manifest) as directory:
-            self.places = {
+        downloads: list[None] = []
+        with shared_copy(
+            self._store, manifest, timeout_s=_FETCH_TIMEOUT_S, on_download=lambda: downloads.append(None)
+        ) as directory:
+            places = {
                 file.path: f"{directory}/{layout.decode_path(file.path)}"
                 for file in manifest.files
                 if file.kind == "file"
             }
+        # A name that is no UTF-8 cannot be sent to a worker, which then fetches that file.
+        self.places = {path: place for path, place in places.items() if _is_text(place)}
+        return bool(downloads)
 
     def release(self) -> None:
         """Copies that nobody reads are removed; what cannot be removed now, a later reader sweeps."""
         self._lock.release()
         sweep(self._cache)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -83,7 +83,7 @@ def examine(
     Args:
         store: Rooted at the run's directory.
         fetch: Fetches a remote checkpoint, which compares the digests on the way, to where the workers will find it; False where it
-            cannot.
+            has compared nothing.
 
     Raises:
         StorageError: The store failed, which says nothing of the checkpoint.

@@ -56,6 +56,7 @@ def shared_copy(
     cache_dir: str | os.PathLike[str] | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     kept: Mapping[str, str] | None = None,
+    on_download: Callable[[], None] | None = None,
 ) -> Iterator[Path]:
     """A verified local copy, shared with every other reader of this machine, gone when the last has left.
 
@@ -65,6 +66,7 @@ def shared_copy(
         cache_dir: Where copies lie; by default below the directory for temporary files.
         timeout_s: How long to wait for another process's download.
         kept: Where this machine may have files of it, by path; see `fetch`.
+        on_download: Called where this call made the copy: only then was the store's content compared with the manifest just now.
 
     Raises:
         DamagedCheckpointError: A file is missing, or not what was reported.
@@ -75,8 +77,14 @@ def shared_copy(
     make_private(cache)
     sweep(cache)
     copy = _Copy(cache / _copy_name(store, manifest, include))
+
+    def download(directory: Path) -> None:
+        fetch(store, manifest, directory, include=include, kept=kept)
+        if on_download is not None:
+            on_download()
+
     readers = copy.enter(
-        lambda directory: fetch(store, manifest, directory, include=include, kept=kept),
+        download,
         lambda directory: not find_damage(LocalStore(directory), "", manifest, include=include),
         timeout_s,
         store.url,

@@ -8,19 +8,24 @@ import sys
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from holdfast.persistence import file_systems, open_files
+from holdfast import Checkpoint
+from holdfast.persistence import file_systems, kept_copies, open_files
 from holdfast.persistence import kept as kept_module
 from holdfast.persistence.digest import digest_fd
 from holdfast.persistence.download import fetch, open_from_kept
 from holdfast.persistence.kept import Keeper
 from holdfast.persistence.kept_copies import KeptCopies
+from holdfast.persistence.manifest import read_manifest
 from holdfast.persistence.restore import default_cache_dir, shared_copy
 from holdfast.records import CommittedCheckpoint, Manifest, StagedFile
 from holdfast.stores.local import LocalStore
+from holdfast.stores.local_lock import try_lock
 from support.remote_like_store import RemoteLikeStore
 from support.restore_readers import CountingStore, downloads, make_remote
+from support.runs import open_run, report
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
 
@@ -266,3 +271,62 @@ def test_the_limit_of_open_files_is_what_it_was(run):
     before = open_files.most_open_files()
     Keeper(run, None).close()
     assert open_files.most_open_files() == before
+
+
+def test_a_copy_that_somebody_reads_says_nothing_of_what_the_store_holds(run, tmp_path, cache):
+    writer = open_run(run)
+    for step in range(2):
+        report(writer, tmp_path / "source", {"model": bytes([step]) * 1000})
+    writer.close()
+    newest = run.child("checkpoint_000002")
+    with shared_copy(newest, read_manifest(newest)):
+        newest.write("model", bytes(1000))
+        writer = open_run(run)
+        assert writer.latest_valid().name == "checkpoint_000001"
+        writer.close()
+    assert list(cache.iterdir()) == []
+
+
+def test_a_copy_that_somebody_reads_is_used_where_the_store_holds_the_same(run, tmp_path, cache):
+    writer = open_run(run)
+    report(writer, tmp_path / "source", {"model": bytes(1000)})
+    writer.close()
+    newest = run.child("checkpoint_000001")
+    with shared_copy(newest, read_manifest(newest)) as directory:
+        writer = open_run(run)
+        latest = writer.latest_valid()
+        assert writer.keeper.prepare_restart(latest) == {"model": f"{directory}/model"}
+        writer.close()
+    assert list(cache.iterdir()) == []
+
+
+def test_a_file_whose_name_is_no_text_is_left_to_the_workers(run, tmp_path, cache):
+    name = os.fsdecode(b"\xff.bin")
+    writer = open_run(run)
+    report(writer, tmp_path / "source", {name: bytes(1000), "model": bytes(1000)})
+    writer.close()
+    writer = open_run(run)
+    kept = writer.keeper.prepare_restart(writer.latest_valid())
+    assert list(kept) == ["model"]
+    msgspec.msgpack.encode(kept)
+    checkpoint = Checkpoint._from_store(run.child("checkpoint_000001"), verified=True, kept=kept)
+    with checkpoint.as_directory() as directory:
+        assert Path(directory, name).read_bytes() == bytes(1000)
+    writer.close()
+
+
+def test_a_download_of_somebody_else_that_hangs_is_not_waited_for(run, tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(kept_copies, "_FETCH_TIMEOUT_S", 0.1)
+    writer = open_run(run)
+    report(writer, tmp_path / "source", {"model": bytes(1000)})
+    writer.close()
+    newest = run.child("checkpoint_000001")
+    with shared_copy(newest, read_manifest(newest)) as directory:
+        gate = try_lock(str(directory.parent / "gate"))
+        assert gate is not None
+        try:
+            writer = open_run(run)
+            assert writer.latest_valid().name == "checkpoint_000001"
+        finally:
+            gate.release()
+        writer.close()
