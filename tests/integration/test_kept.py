@@ -15,6 +15,7 @@ import pytest
 
 import holdfast as train
 from holdfast import Checkpoint, CheckpointUploadMode, DataParallelTrainer, FailureConfig, RunConfig, ScalingConfig
+from holdfast.persistence import verify
 from holdfast.persistence.restore import default_cache_dir
 from holdfast.persistence.staging_places import StagingPlaces
 from holdfast.stores import open_store
@@ -23,6 +24,7 @@ from support.s3_server import KEYS, running_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
 SIZE_BYTES = 300_000
+DAMAGED = b"!" * SIZE_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +284,53 @@ def test_a_newest_checkpoint_that_somebody_overwrote_is_passed_over(url, proxy, 
     result = fit(overwritten, url, config={"url": url})
     assert result.return_value == [content(0, 0), content(1, 0)]
     assert "its content changed" in caplog.text
+
+
+def overwritten_unnoticed(config):
+    checkpoint = train.get_checkpoint()
+    if checkpoint is not None:
+        found = read_all(checkpoint, config["read"])
+        if found[0] == DAMAGED:
+            raise ValueError("these are no weights")
+        return found
+    for step in range(2):
+        report_in(config, "async", step)
+    train.collective.barrier()
+    if train.get_context().get_world_rank() == 0:
+        open_store(config["url"]).child("run/checkpoint_000002").write("shards/0.bin", DAMAGED)
+    die()
+    return None
+
+
+@pytest.mark.parametrize("read", [None, "open"])
+def test_what_the_stores_times_do_not_show_is_compared_once_an_attempt_has_failed_of_it(url, monkeypatch, caplog, read):
+    # As where all was written within one second of the store's clock.
+    monkeypatch.setattr(verify, "is_older_than_manifest", lambda store, prefix: True)
+    config = {"url": url, "read": read}
+    result = fit(overwritten_unnoticed, url, config=config, failures=2, restart_cache_bytes=0)
+    assert result.return_value == [content(0, 0), content(1, 0)]
+    assert "its content changed" in caplog.text
+
+
+def raises_at_first(config):
+    checkpoint = train.get_checkpoint()
+    if checkpoint is None:
+        report_in(config, "async")
+        die()
+    attempts = Path(config["base"], f"{train.get_context().get_world_rank()}")
+    attempts.mkdir(exist_ok=True)
+    (attempts / f"{len(os.listdir(attempts))}").touch()
+    if len(os.listdir(attempts)) < 4:
+        train.collective.barrier()
+        raise ValueError("nothing to do with the checkpoint")
+    return read_all(checkpoint, None)
+
+
+def test_a_function_that_raises_again_and_again_has_the_checkpoint_fetched_once(url, proxy, tmp_path):
+    result = fit(raises_at_first, url, config={"base": str(tmp_path)}, failures=4)
+    assert result.return_value == [content(0), content(1)]
+    gets = [line for line in proxy.requests if line.startswith("GET ") and "/shards/" in line]
+    assert len(gets) == 2
 
 
 def saves_state(config):

@@ -13,7 +13,7 @@ import msgspec
 from holdfast.controller.attempt import Attempt, Limits
 from holdfast.controller.callbacks import RunContext, UserCallback, call_all
 from holdfast.controller.failure import signal_name, summarise
-from holdfast.errors import StorageError, TrainingInterrupted, WorkerStartError
+from holdfast.errors import DamagedCheckpointError, StorageError, TrainingInterrupted, WorkerDiedError, WorkerStartError
 from holdfast.metrics import decode_metrics, score_of
 from holdfast.worker import protocol
 
@@ -207,7 +207,17 @@ class Controller:
         finally:
             self._attempt = None
             attempt.close()
+        if name is not None:
+            self._doubt(name, attempt, has_reported=attempt.next_report > first_report)
         return attempt
+
+    def _doubt(self, name: str, attempt: Attempt, *, has_reported: bool) -> None:
+        """What an attempt began with may be why it failed. (A worker that was killed says nothing of that.)"""
+        errors = [*attempt.ends.failures.values(), *attempt.ends.aftermath.values()]
+        is_damaged = any(isinstance(error, DamagedCheckpointError) for error in errors)
+        has_raised = any(not isinstance(error, WorkerDiedError) for error in attempt.ends.failures.values())
+        if is_damaged or (has_raised and not has_reported):
+            self._writer.doubt(name, is_damaged=is_damaged)
 
     def _may_try_again(self, error: Exception, times: int) -> bool:
         """Waits where a start failed of what may pass by itself; False where the run ends with it."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from holdfast.errors import RunInUseError, StorageError, StoreNotFoundError
+from holdfast.errors import RunInUseError, StorageError, StoreNotFoundError, WaitTimeoutError
 from holdfast.persistence import layout
 from holdfast.persistence.commit import files_of
 from holdfast.persistence.deletion import delete_checkpoint
@@ -26,6 +26,8 @@ _PACE_S = 0.05
 _WARN_S = 30.0
 _CLOSE_LIMIT_S = 600.0
 _LOOK_S = 0.2
+_NAME_WAIT_S = 120.0
+_NAME_WARN_S = 10.0
 # Each fsync waits for the file system's journal; several at once share one commit of it.
 _THREADS = 8
 
@@ -144,6 +146,25 @@ class Durability:
                 return self._changed.wait_for(lambda: name not in self._doomed, timeout_s)
             finally:
                 self._awaited -= 1
+
+    def await_free(self, name: str) -> None:
+        """Waits, where retention has let go of a checkpoint of that name, until it is deleted.
+
+        Raises:
+            WaitTimeoutError: That has not come to pass in time.
+        """
+        began_s = time.monotonic()
+        while self.holds(name):
+            left_s = _NAME_WAIT_S - (time.monotonic() - began_s)
+            if left_s <= 0:
+                raise WaitTimeoutError(
+                    f"the name {name!r} is not free yet: the older checkpoint of that name, which retention let go of, "
+                    f"was not deleted from {self._store.url} in {_NAME_WAIT_S:.0f} s; pass another checkpoint_dir_name"
+                )
+            if not self.await_deleted(name, min(left_s, _NAME_WARN_S)):
+                _log.warning(
+                    "waiting for the older checkpoint %r to be deleted since %.0f s", name, time.monotonic() - began_s
+                )
 
     def hurry(self) -> None:
         """`close` waits no longer: what is not flushed has no note that says so, and is read when it is needed."""

@@ -25,11 +25,13 @@ class Finding:
         damage: What is wrong with it, or None.
         gone: Nothing of it is there any more.
         manifest: What it consists of, where it could be read.
+        compared: Its digests were compared just now.
     """
 
     damage: str | None = None
     gone: bool = False
     manifest: Manifest | None = None
+    compared: bool = False
 
     @property
     def usable(self) -> bool:
@@ -41,7 +43,8 @@ class Fingerprints:
     """What stat said of the files of our own newest commits, so that a restart need not read their bytes again.
 
     Kept in memory only: after a loss of power stat proves nothing. Where there is no stat, the store's own times tell: the
-    manifest is written last, so whatever was written to afterwards is younger.
+    manifest is written last, so whatever was written to afterwards is younger. Such a time may be a whole second, and then says nothing
+    of what was written within it: see `doubt`.
     """
 
     _KEPT = 2
@@ -49,6 +52,7 @@ class Fingerprints:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._taken: dict[str, tuple[str, Fingerprint | None]] = {}
+        self._doubted: tuple[str, str] | None = None
 
     def take(self, manifest: Manifest) -> Fingerprint | None:
         """Remembers a checkpoint that was committed or verified this instant; gives what stat said, where there is a stat."""
@@ -70,6 +74,20 @@ class Fingerprints:
         if taken is None:
             return is_older_than_manifest(self._store, manifest.name)
         return all_untouched(taken, fingerprint(self._store, manifest.name, manifest))
+
+    def forget(self) -> None:
+        """Somebody has found a checkpoint damaged, whatever stat and times say: digests are compared again."""
+        self._taken.clear()
+
+    def doubt(self, name: str) -> None:
+        """Whoever began with this checkpoint failed, perhaps by its bytes: where only times speak for them, they are compared again.
+
+        Once: what was written after that is younger than the manifest by any clock.
+        """
+        checkpoint_id, taken = self._taken.get(name, ("", None))
+        if taken is None and checkpoint_id and self._doubted != (name, checkpoint_id):
+            self._doubted = (name, checkpoint_id)
+            del self._taken[name]
 
 
 def examine(
@@ -100,7 +118,8 @@ def examine(
     if manifest.id != checkpoint.id:
         return Finding(damage=f"{child.url} is another checkpoint than the one that was committed there")
     damages = find_damage(store, checkpoint.name, manifest, digests=False)
-    if not damages and not fingerprints.match(manifest):
+    compared = not damages and not fingerprints.match(manifest)
+    if compared:
         try:
             # What is read to be compared need not be read again to be restored.
             if not fetch(checkpoint, manifest):
@@ -108,6 +127,6 @@ def examine(
         except DamagedCheckpointError as error:
             return Finding(damage=str(error))
     if not damages:
-        return Finding(manifest=manifest)
+        return Finding(manifest=manifest, compared=compared)
     first = f"{damages[0].path!r}: {damages[0].reason}"
     return Finding(damage=first if len(damages) == 1 else f"{first}, and {len(damages) - 1} more")

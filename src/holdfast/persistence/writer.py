@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import msgspec
 
 from holdfast.config import CheckpointConfig
-from holdfast.errors import StorageError, StoreExistsError, WaitTimeoutError
+from holdfast.errors import StorageError, StoreExistsError
 from holdfast.persistence import garbage, layout, lease, metrics_log
 from holdfast.persistence.checkpoint_writer import CheckpointWriter
 from holdfast.persistence.commit import taken
@@ -20,6 +21,7 @@ from holdfast.persistence.deletion import set_aside
 from holdfast.persistence.durability import Durability
 from holdfast.persistence.kept import Keeper
 from holdfast.persistence.ledger import Ledger
+from holdfast.persistence.litter import Litter
 from holdfast.persistence.logs import append_text
 from holdfast.persistence.notes import NoteKeeper
 from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
@@ -35,9 +37,7 @@ if TYPE_CHECKING:
     from holdfast.persistence.upload import Uploader
 
 _log = logging.getLogger("holdfast")
-_NAME_WAIT_S = 120.0
 _LOG_RETRY = RetryPolicy(limit_s=5.0, longest_wait_s=0.5, disk_full_s=1.0)
-_NAME_WARN_S = 10.0
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -67,7 +67,8 @@ class RunWriter:
         run_id: str,
         policy: RetentionPolicy,
         strict: bool,
-        restart_cache_bytes: int | None,
+        keeper: Keeper,
+        staging: StagingPlaces,
     ) -> None:
         """Use `open`; this takes over what it found."""
         found = held.survey.catalog
@@ -81,10 +82,9 @@ class RunWriter:
         self._lease = held
         self._attempt = self.first_attempt
         self._log = metrics_log.MetricsLog(store, self.epoch, self._attempt)
-        self.staging = StagingPlaces(store)
-        self.staging.take()
-        self.keeper = Keeper(store, restart_cache_bytes)
-        self._litter: set[str] = set()
+        self.keeper = keeper
+        self.staging = staging
+        self._litter = Litter(store)
         # Of checkpoints; two of one name would be stored at one place and mix.
         self._on_their_way: set[str] = set()
         # Names whose holders are no checkpoints to anyone: they give way when the name is wanted.
@@ -140,23 +140,23 @@ class RunWriter:
         held = lease.acquire(
             store, name, holder=holder or this_process(), survey=lambda: survey(store), configuration=described
         )
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(held.release)
             run_id = ensure_run_record(store, name, described)
             if removed := garbage.collect(store, epoch=held.epoch):
                 _log.info("removed what earlier drivers of %s left behind: %s", store.url, ", ".join(removed))
+            staging = StagingPlaces(store)
+            undo.callback(staging.close)
+            staging.take()
+            keeper = Keeper(store, restart_cache_bytes)
+            undo.callback(keeper.close)
             policy = RetentionPolicy.of(checkpoint_config)
-            return cls(
-                store,
-                held,
-                name=name,
-                run_id=run_id,
-                policy=policy,
-                strict=durability == "strict",
-                restart_cache_bytes=restart_cache_bytes,
+            strict = durability == "strict"
+            writer = cls(
+                store, held, name=name, run_id=run_id, policy=policy, strict=strict, keeper=keeper, staging=staging
             )
-        except BaseException:
-            held.release()
-            raise
+            undo.pop_all()
+            return writer
 
     def begin_attempt(self, attempt: int) -> None:
         """Opens the log of a new life of the worker group, and removes what the last one left half written."""
@@ -191,8 +191,7 @@ class RunWriter:
         layout.check_name(name, "the checkpoint's directory name")
         if name in self._on_their_way or self._ledger.get(name) is not None:
             raise taken(self.store, name)
-        if self._durability.holds(name):
-            self._await_name(name)
+        self._durability.await_free(name)
         self._on_their_way.add(name)
         return CheckpointWriter(self, name, report, self._attempt)
 
@@ -261,7 +260,7 @@ class RunWriter:
             newest = checkpoints[-1]
             finding = examine(self.store, newest, self._fingerprints, self.keeper.fetch)
             if finding.usable:
-                if self.predecessor is None and finding.manifest is not None:
+                if finding.manifest is not None and (finding.compared or self.predecessor is None):
                     taken = self._fingerprints.take(finding.manifest)
                     self.predecessor = predecessor_of(self.store, finding.manifest, taken)
                 if skipped:
@@ -273,6 +272,7 @@ class RunWriter:
             # What was to make room for the damaged one is needed again, where it is still there.
             self._ledger.restore(self._durability.take_back())
             self._ledger.drop(newest)
+            self.predecessor = None
             self._unusable.add(newest.name)
             if not finding.gone:
                 # Dying on the next line forgets what was found; the next driver finds it again.
@@ -280,6 +280,18 @@ class RunWriter:
         if skipped:
             _log.warning("%s; there is no other, so training starts from the beginning", "; ".join(skipped))
         return None
+
+    def doubt(self, name: str, *, is_damaged: bool) -> None:
+        """The next `latest_valid` compares digests again: an attempt failed that began with this checkpoint.
+
+        Args:
+            is_damaged: It found a checkpoint damaged. Else that is only possible, and digests are compared where nothing but times
+                speaks for the bytes, once.
+        """
+        if is_damaged:
+            self._fingerprints.forget()
+        else:
+            self._fingerprints.doubt(name)
 
     def hurry(self) -> None:
         """`close` leaves what the disk has not taken by now to the kernel, and deletions to the next start.
@@ -297,19 +309,17 @@ class RunWriter:
         if self._closed:
             return
         self._closed = True
-        try:
+        with contextlib.ExitStack() as last:
+            last.callback(self._lease.release)
+            last.callback(self.staging.close)
+            last.callback(self.keeper.close)
             self._pool.shutdown(wait=True)
             if self._uploader is not None:
                 self._uploader.close()
             self._durability.close()
             self._remove_staging()
-            for key in self._litter:
-                self._remove_litter(key)
+            self._litter.remove_all()
             self._log.close()
-        finally:
-            self.keeper.close()
-            self.staging.close()
-            self._lease.release()
 
     # What follows is for the checkpoints on their way (`checkpoint_writer.Owner`).
 
@@ -337,23 +347,17 @@ class RunWriter:
         Raises:
             CheckpointExistsError: Something lies there that is not ours to move.
         """
-        place = layout.partial_name(name, self.epoch, self._attempt)
-        if place in self._litter:
-            self.store.delete_tree(place)
-            self._litter.discard(place)
+        self._litter.make_way(layout.partial_name(name, self.epoch, self._attempt))
         if not self.store.exists(name):
             return
-        if name in self._litter:
-            self.store.delete_tree(name)
-            self._litter.discard(name)
-        elif name in self._unusable:
+        if not self._litter.make_way(name):
+            if name not in self._unusable:
+                raise taken(self.store, name)
             try:
                 set_aside(self.store, name)
             except StoreExistsError as error:
                 raise taken(self.store, name) from error
             _log.warning("the damaged or void checkpoint %s was moved aside: its name is in use again", name)
-        else:
-            raise taken(self.store, name)
         self._unusable.discard(name)
 
     def remember_litter(self, key: str) -> None:
@@ -383,30 +387,8 @@ class RunWriter:
         if gone is not None:
             self._ledger.drop(gone)
 
-    def _await_name(self, name: str) -> None:
-        began_s = time.monotonic()
-        while self._durability.holds(name):
-            left_s = _NAME_WAIT_S - (time.monotonic() - began_s)
-            if left_s <= 0:
-                raise WaitTimeoutError(
-                    f"the name {name!r} is not free yet: the older checkpoint of that name, which retention let go of, "
-                    f"was not deleted from {self.store.url} in {_NAME_WAIT_S:.0f} s; pass another checkpoint_dir_name"
-                )
-            if not self._durability.await_deleted(name, min(left_s, _NAME_WARN_S)):
-                _log.warning(
-                    "waiting for the older checkpoint %r to be deleted since %.0f s", name, time.monotonic() - began_s
-                )
-
     def _remove_staging(self) -> None:
         """No worker lives: whatever lies there will never be reported."""
         self.staging.empty()
         if self.store.local_path() is not None and self.store.exists(layout.STAGING):
-            self._remove_litter(layout.STAGING)
-
-    def _remove_litter(self, key: str) -> None:
-        try:
-            self.store.delete_tree(key)
-        except StorageError as error:
-            _log.warning(
-                "%s/%s could not be removed (%s); the next start of the run tries again", self.store.url, key, error
-            )
+            self._litter.remove(layout.STAGING)

@@ -330,3 +330,37 @@ def test_a_download_of_somebody_else_that_hangs_is_not_waited_for(run, tmp_path,
         finally:
             gate.release()
         writer.close()
+
+
+def test_what_was_written_within_the_manifests_second_is_found_once_it_is_doubted(run, tmp_path, cache):
+    writer = open_run(run, restart_cache_bytes=0)
+    for step in range(3):
+        report(writer, tmp_path / "source", {"model": bytes([step]) * 1000})
+    for number in (2, 3):
+        directory = tmp_path / f"run/checkpoint_{number:06d}"
+        then_ns = (directory / ".manifest.json").stat().st_mtime_ns
+        (directory / "model").write_bytes(b"!" * 1000)
+        os.utime(directory / "model", ns=(then_ns, then_ns))
+    assert writer.latest_valid().name == "checkpoint_000003"  # nothing can tell
+    writer.doubt("checkpoint_000003", is_damaged=False)
+    assert writer.latest_valid().name == "checkpoint_000002"
+    writer.doubt("checkpoint_000002", is_damaged=True)
+    assert writer.latest_valid().name == "checkpoint_000001"
+    writer.close()
+
+
+def test_a_doubt_has_digests_compared_once(run, tmp_path, cache, monkeypatch):
+    writer = open_run(run)
+    report(writer, tmp_path / "source", {"model": bytes(1000)})
+    fetched = []
+    fetch_it = writer.keeper.fetch
+    monkeypatch.setattr(writer.keeper, "fetch", lambda *each: fetched.append(each) or fetch_it(*each))
+    for _ in range(3):
+        writer.doubt("checkpoint_000001", is_damaged=False)
+        assert writer.latest_valid() is not None
+        assert len(fetched) == 1
+    writer.doubt("checkpoint_000001", is_damaged=True)
+    for _ in range(2):
+        assert writer.latest_valid() is not None
+        assert len(fetched) == 2
+    writer.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 
@@ -16,10 +17,12 @@ from holdfast.errors import (
     StorageError,
 )
 from holdfast.persistence import layout
+from holdfast.persistence import writer as writer_module
 from holdfast.persistence.catalog import load
 from holdfast.persistence.manifest import read_manifest
 from holdfast.persistence.metrics_log import read_lines
 from holdfast.persistence.staging import stage
+from holdfast.persistence.staging_places import StagingPlaces
 from holdfast.persistence.verify import find_damage
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
@@ -411,3 +414,23 @@ def test_a_reader_sees_a_whole_checkpoint_or_none_while_one_is_written(store: St
     writer.close()
     assert seen
     assert not wrong
+
+
+def test_whatever_fails_at_the_end_the_run_and_its_places_are_free(tmp_path, monkeypatch) -> None:
+    store = RemoteLikeStore(tmp_path / "run")
+    writer = open_run(store)
+    assert all(os.path.exists(f"{place}.lock") for place in writer.staging.paths)
+    monkeypatch.setattr(writer.keeper, "close", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        writer.close()
+    assert not any(os.path.exists(f"{place}.lock") for place in writer.staging.paths)
+    open_run(store).close()
+
+
+def test_a_run_that_cannot_be_opened_holds_nothing(tmp_path, monkeypatch) -> None:
+    store = RemoteLikeStore(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(writer_module, "NoteKeeper", lambda *_: 1 / 0)
+        open_run(store)
+    assert not any(os.path.exists(f"{place}.lock") for place in StagingPlaces(store).paths)
+    open_run(store).close()
