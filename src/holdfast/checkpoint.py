@@ -24,6 +24,8 @@ from holdfast.records import Manifest, StoredFile
 from holdfast.stores import Store, open_store
 
 _NAMED_DAMAGES = 3
+# What `open` copies before it gives the first byte; of larger files the store is asked for what is read.
+_COPIED_BYTES = 16 * 1024 * 1024
 
 
 class Checkpoint:
@@ -199,9 +201,10 @@ class Checkpoint:
             from holdfast.persistence.download import open_from_kept
 
             file = next((file for file in self.files() if file.path == name), None)
-            found = open_from_kept(self._kept, file) if file is not None else None
-            if found is not None:
-                return found
+            if file is not None and file.size_bytes <= _COPIED_BYTES:
+                found = open_from_kept(self._kept, file)
+                if found is not None:
+                    return found
         return self._store.open_read(name)
 
     def verify(self) -> list[Damage]:

@@ -323,7 +323,6 @@ class CheckpointWriter:
                 make_durable(self._store, partial=self._place, manifest=manifest, metadata=metadata)
             except StorageError as error:
                 failure = error
-        self._owner.keeper.committed(manifest, self._kept)
         release(self._shards)
         files: Sequence[str] | None = None
         if self._owner.strict and failure is None:
@@ -331,5 +330,9 @@ class CheckpointWriter:
         elif len(manifest.files) <= _KEPT_FILES:
             files = files_of(manifest, self.name, metadata=metadata is not None)
         self._owner.committed(committed, manifest, files)
+        try:
+            self._owner.keeper.committed(manifest, self._kept)
+        except Exception as error:  # noqa: BLE001 - it makes a restart quick, and the checkpoint is there without it
+            _log.warning("checkpoint %s will be fetched by a restart: %s", self.name, error)
         if failure is not None:
             raise failure

@@ -11,9 +11,11 @@ verified. The copy which the workers share then stays, see `restore.py`, and wha
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from holdfast.errors import DamagedCheckpointError, StorageError
@@ -54,6 +56,8 @@ class Keeper:
         self._copies: KeptCopies | None = None
         self._is_complete = False
         self._num_files = 0
+        # Letting go of the last descriptor of a large file takes time: the file system frees its space.
+        self._releases: ThreadPoolExecutor | None = None
 
     def begin(self) -> KeptFiles | None:
         """For the files of a checkpoint that is being stored; None where nothing is kept."""
@@ -65,14 +69,21 @@ class Keeper:
         return kept
 
     def committed(self, manifest: Manifest, kept: KeptFiles | None) -> None:
-        """A checkpoint is the newest now: its files stay open, and what was kept before is let go of."""
+        """A checkpoint is the newest now: its files stay open, and what was kept before is let go of, behind the call."""
+        held = kept.places() if kept is not None else {}
         with self._guard:
             older, self._newest = self._newest, (manifest.name, kept) if kept is not None else None
-        held = kept.places() if kept is not None else {}
-        self._is_complete = all(file.path in held for file in manifest.files if file.kind == "file")
-        if older is not None:
-            older[1].close()
-        self._let_copies_go()
+            copies, self._copies = self._copies, None
+            self._is_complete = all(file.path in held for file in manifest.files if file.kind == "file")
+        if older is None and copies is None:
+            return
+        try:
+            if self._releases is None:
+                self._releases = ThreadPoolExecutor(1, thread_name_prefix="holdfast-release")
+            self._releases.submit(_release, older[1] if older is not None else None, copies)
+        except RuntimeError as error:  # no thread can be started, or the program is ending
+            _LOG.debug("what was kept is let go of at once: %s", error)
+            _release(older[1] if older is not None else None, copies)
 
     def places(self, name: str) -> dict[str, str]:
         """Where this machine's processes find files of a checkpoint, by path, until a newer one is committed."""
@@ -135,6 +146,8 @@ class Keeper:
         with self._guard:
             left, self._newest = list(self._open), None
         self._works = False
+        if self._releases is not None:
+            self._releases.shutdown(wait=True)
         for kept in left:
             kept.close()
         self._let_copies_go()
@@ -213,7 +226,8 @@ class KeptFiles:
             descriptors = list(self._descriptors.values())
             self._descriptors.clear()
         for descriptor in descriptors:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # of an earlier write; it is closed all the same
+                os.close(descriptor)
         self._keeper.count(-len(descriptors))
         self._keeper.closed(self)
 
@@ -231,6 +245,16 @@ class KeptFiles:
             return False
         self._left_bytes[where] -= size_bytes
         return True
+
+
+def _release(kept: KeptFiles | None, copies: KeptCopies | None) -> None:
+    """Lets go of an older checkpoint; never raises."""
+    for each in (kept.close if kept is not None else None, copies.release if copies is not None else None):
+        try:
+            if each is not None:
+                each()
+        except Exception as error:  # noqa: BLE001 - nobody looks at this thread
+            _LOG.warning("what was kept of an older checkpoint could not be let go of: %s", error)
 
 
 def room_bytes(place: int | str, limit_bytes: int | None) -> float:

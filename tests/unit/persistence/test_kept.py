@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from holdfast import Checkpoint
+from holdfast import checkpoint as checkpoint_module
 from holdfast.persistence import file_systems, kept_copies, open_files
 from holdfast.persistence import kept as kept_module
 from holdfast.persistence.digest import digest_fd
 from holdfast.persistence.download import fetch, open_from_kept
-from holdfast.persistence.kept import Keeper
+from holdfast.persistence.kept import Keeper, KeptFiles
 from holdfast.persistence.kept_copies import KeptCopies
 from holdfast.persistence.manifest import read_manifest
 from holdfast.persistence.restore import default_cache_dir, shared_copy
@@ -56,6 +60,13 @@ def write(tmp_path: Path, name: str, size_bytes: int = 1000) -> Path:
     return path
 
 
+def await_open_files(number: int) -> None:
+    deadline = time.monotonic() + 10
+    while (found := len(os.listdir("/proc/self/fd"))) != number and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert found == number
+
+
 def manifest_of(*names: str, name: str = "checkpoint_000001") -> Manifest:
     files = tuple(StagedFile(path=each, size_bytes=1000) for each in names)
     return Manifest(
@@ -75,7 +86,7 @@ def test_it_keeps_the_bytes_of_the_newest_whatever_becomes_of_the_file(keeper, t
         (place,) = keeper.places(f"c{number}").values()
         assert Path(place).read_bytes() == expected
         assert keeper.places(f"c{number - 1}") == {}
-        assert len(os.listdir("/proc/self/fd")) == descriptors + 1
+        await_open_files(descriptors + 1)
     keeper.close()
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
@@ -363,4 +374,47 @@ def test_a_doubt_has_digests_compared_once(run, tmp_path, cache, monkeypatch):
     for _ in range(2):
         assert writer.latest_valid() is not None
         assert len(fetched) == 2
+    writer.close()
+
+
+def test_a_commit_does_not_wait_until_an_older_checkpoint_is_let_go_of(run, tmp_path, monkeypatch):
+    writer = open_run(run)
+    report(writer, tmp_path / "source", {"model": bytes(1000)})
+    goes_on, close = threading.Event(), KeptFiles.close
+    monkeypatch.setattr(KeptFiles, "close", lambda kept: goes_on.wait(60) and close(kept))
+    for _ in range(2):
+        report(writer, tmp_path / "source", {"model": bytes(1000)})
+    assert len(writer.checkpoints()) == 3
+    assert len(writer.keeper.places("checkpoint_000003")) == 1
+    goes_on.set()
+    writer.close()
+
+
+@pytest.mark.parametrize(("owner", "method"), [(KeptFiles, "close"), (Keeper, "committed")])
+def test_a_checkpoint_is_committed_whatever_becomes_of_what_is_kept(run, tmp_path, monkeypatch, caplog, owner, method):
+    writer = open_run(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, lambda *_: 1 / 0)
+        for _ in range(2):
+            report(writer, tmp_path / "source", {"model": bytes(1000)})
+        assert len(writer.checkpoints()) == 2
+        deadline = time.monotonic() + 10
+        while "division by zero" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert "division by zero" in caplog.text
+    writer.close()
+
+
+def test_a_large_file_is_opened_without_copying_it(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "_COPIED_BYTES", 1000)
+    writer = open_run(run)
+    committed = report(writer, tmp_path / "source", {"small": bytes(1000), "large": bytes(1001)})
+    store = run.child(committed.name)
+    kept = writer.keeper.prepare_restart(committed)
+    assert sorted(kept) == ["large", "small"]
+    opened = []
+    monkeypatch.setattr(type(store), "open_read", lambda self, key: opened.append(key) or io.BytesIO())
+    for name in kept:
+        Checkpoint._from_store(store, verified=True, kept=kept).open(name).close()
+    assert opened == ["large"]
     writer.close()
