@@ -222,7 +222,9 @@ class RunConfig:
         on_upload_error: What follows when an `ASYNC` checkpoint cannot be stored: `raise` makes the next `report`
             raise it, or the attempt fail where none follows; `warn` only says so.
         restart_cache_bytes: How much of the newest checkpoint this machine keeps for a restart, where storage is remote: memory,
-            or space on disk that files take which have been removed. None for half of what is free; 0 keeps nothing.
+            or space on disk that files take which have been removed. It bounds each of these by itself: that checkpoint's files,
+            those of each one on its way, and the checkpoint whose fetched copies stay. None for half of what is free; 0 keeps
+            nothing.
     """
 
     name: str | None = None

@@ -212,7 +212,7 @@ class Controller:
         return attempt
 
     def _doubt(self, name: str, attempt: Attempt, *, has_reported: bool) -> None:
-        """What an attempt began with may be why it failed. (A worker that was killed says nothing of that.)"""
+        """What an attempt began with may be why it failed; a worker that was killed says nothing of that."""
         errors = [*attempt.ends.failures.values(), *attempt.ends.aftermath.values()]
         is_damaged = any(isinstance(error, DamagedCheckpointError) for error in errors)
         has_raised = any(not isinstance(error, WorkerDiedError) for error in attempt.ends.failures.values())

@@ -429,8 +429,9 @@ def test_whatever_fails_at_the_end_the_run_and_its_places_are_free(tmp_path, mon
 
 def test_a_run_that_cannot_be_opened_holds_nothing(tmp_path, monkeypatch) -> None:
     store = RemoteLikeStore(tmp_path / "run")
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch:
         patch.setattr(writer_module, "NoteKeeper", lambda *_: 1 / 0)
-        open_run(store)
+        with pytest.raises(ZeroDivisionError):
+            open_run(store)
     assert not any(os.path.exists(f"{place}.lock") for place in StagingPlaces(store).paths)
     open_run(store).close()
