@@ -52,7 +52,7 @@ class Fingerprints:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._taken: dict[str, tuple[str, Fingerprint | None]] = {}
-        self._doubted: tuple[str, str] | None = None
+        self._compared: tuple[str, str] | None = None
 
     def take(self, manifest: Manifest) -> Fingerprint | None:
         """Remembers a checkpoint that was committed or verified this instant; gives what stat said, where there is a stat."""
@@ -82,12 +82,15 @@ class Fingerprints:
     def doubt(self, name: str) -> None:
         """Whoever began with this checkpoint failed, perhaps by its bytes: where only times speak for them, they are compared again.
 
-        Once: what was written after that is younger than the manifest by any clock.
+        Not if this driver has done so before: what was written after that is younger than the manifest by any clock.
         """
         checkpoint_id, taken = self._taken.get(name, ("", None))
-        if taken is None and checkpoint_id and self._doubted != (name, checkpoint_id):
-            self._doubted = (name, checkpoint_id)
+        if taken is None and checkpoint_id and self._compared != (name, checkpoint_id):
             del self._taken[name]
+
+    def note_compared(self, manifest: Manifest) -> None:
+        """The digests of a checkpoint have just proved to be right."""
+        self._compared = manifest.name, manifest.id
 
 
 def examine(
@@ -127,6 +130,8 @@ def examine(
         except DamagedCheckpointError as error:
             return Finding(damage=str(error))
     if not damages:
+        if compared:
+            fingerprints.note_compared(manifest)
         return Finding(manifest=manifest, compared=compared)
     first = f"{damages[0].path!r}: {damages[0].reason}"
     return Finding(damage=first if len(damages) == 1 else f"{first}, and {len(damages) - 1} more")

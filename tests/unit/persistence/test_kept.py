@@ -375,6 +375,14 @@ def test_a_doubt_has_digests_compared_once(run, tmp_path, cache, monkeypatch):
         assert writer.latest_valid() is not None
         assert len(fetched) == 2
     writer.close()
+    writer = open_run(run)
+    fetch_it = writer.keeper.fetch
+    monkeypatch.setattr(writer.keeper, "fetch", lambda *each: fetched.append(each) or fetch_it(*each))
+    for _ in range(2):
+        assert writer.latest_valid() is not None
+        assert len(fetched) == 3  # an earlier driver's
+        writer.doubt("checkpoint_000001", is_damaged=False)
+    writer.close()
 
 
 def test_a_commit_does_not_wait_until_an_older_checkpoint_is_let_go_of(run, tmp_path, monkeypatch):
