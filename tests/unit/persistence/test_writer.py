@@ -429,9 +429,18 @@ def test_whatever_fails_at_the_end_the_run_and_its_places_are_free(tmp_path, mon
 
 def test_a_run_that_cannot_be_opened_holds_nothing(tmp_path, monkeypatch) -> None:
     store = RemoteLikeStore(tmp_path / "run")
+    taken, take = [], StagingPlaces.take
+
+    def watched(places: StagingPlaces) -> None:
+        take(places)
+        taken.extend(places.paths)
+        assert all(os.path.exists(f"{place}.lock") for place in taken)
+
     with monkeypatch.context() as patch:
+        patch.setattr(StagingPlaces, "take", watched)
         patch.setattr(writer_module, "NoteKeeper", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             open_run(store)
-    assert not any(os.path.exists(f"{place}.lock") for place in StagingPlaces(store).paths)
+    assert taken
+    assert not any(os.path.exists(f"{place}.lock") for place in taken)
     open_run(store).close()
