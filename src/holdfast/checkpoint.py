@@ -21,7 +21,9 @@ from holdfast.persistence.listing import list_files, listed_manifest
 from holdfast.persistence.manifest import read_manifest
 from holdfast.persistence.verify import Damage, all_untouched, find_damage, find_unchecked, fingerprint, select
 from holdfast.records import Manifest, StoredFile
-from holdfast.stores import Store, open_store
+from holdfast.stores import Store, open_store, plain_filesystem
+from holdfast.stores.secrecy import may_carry_secrets
+from holdfast.stores.wrapped import holds_secrets, identity_of
 
 _NAMED_DAMAGES = 3
 # What `open` copies before it gives the first byte; of larger files the store is asked for what is read.
@@ -31,18 +33,25 @@ _COPIED_BYTES = 16 * 1024 * 1024
 class Checkpoint:
     """A reference to a checkpoint's directory; making one touches no storage.
 
-    Two are equal if they refer to the same path of the same file system. It can be pickled.
+    Two are equal if they refer to the same path of the same file system. It can be pickled; credentials go along to the processes of
+    the job and to those that `multiprocessing` starts, and are left out of any other pickle.
 
     Args:
         path: Its directory, or a URI.
         filesystem: What `path` belongs to (fsspec, pyarrow); by default the path says it.
+        storage_options: What reaches it, beside the options in the URL.
 
     Raises:
         ConfigurationError: The path is of a kind that this version cannot read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], filesystem: Any = None) -> None:
-        self._assign(open_store(path, filesystem), filesystem)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        filesystem: Any = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._assign(open_store(path, filesystem, storage_options), plain_filesystem(filesystem))
 
     @classmethod
     def from_directory(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -87,7 +96,10 @@ class Checkpoint:
 
     def __getstate__(self) -> dict[str, Any]:
         # On another machine such places lead to something else.
-        return {**self.__dict__, "_kept": {}}
+        state = {**self.__dict__, "_kept": {}}
+        if not may_carry_secrets() and self._filesystem is not None and holds_secrets(self._filesystem):
+            state["_filesystem"] = None
+        return state
 
     @property
     def path(self) -> str:
@@ -96,7 +108,7 @@ class Checkpoint:
 
     @property
     def filesystem(self) -> Any:
-        """The file system that it was made with, or None."""
+        """The file system object that it was made with, in which `path` is a path, or None."""
         return self._filesystem
 
     def __repr__(self) -> str:
@@ -105,7 +117,11 @@ class Checkpoint:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Checkpoint):
             return NotImplemented
-        return self._store.url == other._store.url and type(self._store) is type(other._store)
+        if type(self._store) is not type(other._store) or self._store.url != other._store.url:
+            return False
+        # A path says nothing without the file system that it is in.
+        one, another = self._filesystem, other._filesystem
+        return one is None or another is None or bool(identity_of(one) == identity_of(another))
 
     def __hash__(self) -> int:
         return hash(self._store.url)

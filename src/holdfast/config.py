@@ -205,7 +205,9 @@ class RunConfig:
         name: The run's directory below `storage_path`; generated where None. Fitting again with the same name
             resumes the run.
         storage_path: Where runs lie; `~/holdfast_results` where None.
-        storage_filesystem: A file system object to reach it with.
+        storage_filesystem: A file system object of fsspec or pyarrow, in which `storage_path` is a path.
+        storage_options: What the URL's client, or fsspec's file system, is made with, beside the options in the URL: credentials,
+            endpoint, …
         callbacks: `UserCallback`s, called in the driver.
         worker_runtime_env: `{"env_vars": {...}}`: environment variables for the workers.
         logging_config: Accepted for scripts that pass one; workers inherit Python's own logging defaults.
@@ -244,11 +246,17 @@ class RunConfig:
     max_pending_bytes: int | None = None
     on_upload_error: Literal["raise", "warn"] = "raise"
     restart_cache_bytes: int | None = None
+    storage_options: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         if isinstance(self.storage_path, str):
             values["storage_path"] = shown_url(self.storage_path)
+        if self.storage_options is not None:
+            values["storage_options"] = dict.fromkeys(self.storage_options, ...)
+        if self.storage_filesystem is not None:
+            # What the object says of itself may hold a secret.
+            values["storage_filesystem"] = type(self.storage_filesystem)
         return f"RunConfig({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     def __post_init__(self) -> None:
@@ -275,6 +283,12 @@ class RunConfig:
             raise ConfigurationError(f"RunConfig.storage_path must be a path or URI, not {self.storage_path!r}")
         if isinstance(self.storage_path, str) and not self.storage_path:
             raise ConfigurationError("RunConfig.storage_path is empty; give a directory, or None for the default")
+        if self.storage_filesystem is not None and self.storage_path is None:
+            raise ConfigurationError("RunConfig.storage_filesystem needs a storage_path: the directory in it")
+        if self.storage_options is not None and not isinstance(self.storage_options, Mapping):
+            raise ConfigurationError(
+                f"RunConfig.storage_options must be a dict of names to values, not {type(self.storage_options).__name__}"
+            )
         if self.callbacks is not None and not isinstance(self.callbacks, Sequence):
             raise ConfigurationError(f"RunConfig.callbacks must be a list of callbacks, not {self.callbacks!r}")
         if self.worker_runtime_env is not None and not isinstance(self.worker_runtime_env, Mapping):

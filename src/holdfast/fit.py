@@ -35,8 +35,10 @@ from holdfast.metrics import decode_metrics
 from holdfast.persistence.layout import LOGS, validation_log_key
 from holdfast.persistence.writer import RunWriter
 from holdfast.result import Result
+from holdfast.stores import plain_filesystem
 from holdfast.worker import protocol
 from holdfast.worker.backend import BackendConfig
+from holdfast.worker.shipping import Storage, pack_storage
 from holdfast.worker.validation import pack_defaults, pack_function
 
 if TYPE_CHECKING:
@@ -70,8 +72,12 @@ class Fit:
         self._root = root
         self._store = root.child(name)
         self._progress = progress
+        self._filesystem = plain_filesystem(self._config.storage_filesystem)
         self._in_process = trainer.scaling_config.num_workers == 0
         validation = trainer.validation_config
+        # Where no other process needs it, the objects themselves will do.
+        is_alone = self._in_process and validation is None
+        self._storage = b"" if is_alone else pack_storage(root, self._filesystem)
         # Packed before anything starts: a function that cannot travel is told of at once.
         self._validation = pack_function(validation) if validation is not None else None
         self._validation_defaults = pack_defaults(validation) if validation is not None else None
@@ -112,7 +118,12 @@ class Fit:
             if self._validation is not None:
                 self._beside = LocalEngine(ScalingConfig(), BackendConfig(), self._store, line)
                 self._beside.prepare()
-            return InProcessEngine(trainer.train_loop_per_worker, trainer.train_loop_config, trainer.backend_config)
+            return InProcessEngine(
+                trainer.train_loop_per_worker,
+                trainer.train_loop_config,
+                trainer.backend_config,
+                Storage(self._root, self._filesystem),
+            )
         self._beside = LocalEngine(trainer.scaling_config, trainer.backend_config, self._store, line)
         return self._beside
 
@@ -227,7 +238,7 @@ class Fit:
             run_name=self._name,
             storage_url=self._root.url,
             run_url=self._store.url,
-            storage_address=self._root.address,
+            storage=self._storage,
             attempt=attempt,
             checkpoint=checkpoint,
             first_report=first_report,
@@ -238,7 +249,7 @@ class Fit:
     def _open_checkpoint(self, name: str) -> Any:
         from holdfast.checkpoint import Checkpoint
 
-        return Checkpoint._from_store(self._store.child(name))
+        return Checkpoint._from_store(self._store.child(name), filesystem=self._filesystem)
 
     def _conclude(self, outcome: Outcome, value: Any, checkpoints: list[CommittedCheckpoint]) -> Result:
         error = self._error_of(outcome)
@@ -250,7 +261,7 @@ class Fit:
             return_value=value,
             checkpoint_config=self._config.checkpoint_config,
             checkpoints=checkpoints,
-            filesystem=self._config.storage_filesystem,
+            filesystem=self._filesystem,
         )
         if error is None:
             self._progress.finished(f"finished; {self._store.url}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from holdfast.persistence.opening import read_policy
 from holdfast.persistence.retention import RetentionPolicy, best
 from holdfast.records import CommittedCheckpoint, ReportLine
 from holdfast.run import Run, configuration_of, rank, ranking, table
-from holdfast.stores import Store, open_store
+from holdfast.stores import Store, open_store, plain_filesystem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ class Result:
         metrics: Of the latest report, or None where there was none.
         error: Why `fit()` gave up, or None.
         return_value: What the training function returned on rank 0.
-        filesystem: The file system object that the run was given, or None.
+        filesystem: The file system object that the run was given, in which `path` is a path, or None.
     """
 
     path: str
@@ -53,14 +53,26 @@ class Result:
     _last_report: int = field(kw_only=True, repr=False)
 
     @classmethod
-    def from_path(cls, path: str | os.PathLike[str], storage_filesystem: Any = None) -> Result:
+    def from_path(
+        cls,
+        path: str | os.PathLike[str],
+        storage_filesystem: Any = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Result:
         """The result of a run that lies in storage; its error and return value are not kept there.
+
+        Args:
+            path: `<storage_path>/<run name>`.
+            storage_filesystem: A file system object of fsspec or pyarrow, in which it is a path.
+            storage_options: What reaches it, beside the options in the URL.
 
         Raises:
             RunNotFoundError: No run lies there.
         """
-        Run(path, storage_filesystem)  # raises where there is none
-        return cls._read(open_store(path, storage_filesystem), filesystem=storage_filesystem)
+        Run(path, storage_filesystem, storage_options)  # raises where there is none
+        return cls._read(
+            open_store(path, storage_filesystem, storage_options), filesystem=plain_filesystem(storage_filesystem)
+        )
 
     @classmethod
     def of_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.checkpoint import Checkpoint
@@ -15,7 +15,7 @@ from holdfast.persistence.opening import read_policy
 from holdfast.persistence.retention import RetentionPolicy, best, score_in
 from holdfast.records import CommittedCheckpoint, Note, ReportLine
 from holdfast.reported import ReportedCheckpoint, status_of
-from holdfast.stores import Store, open_store
+from holdfast.stores import Store, open_store, plain_filesystem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,15 +28,21 @@ class Run:
 
     Args:
         path: `<storage_path>/<run name>`.
-        storage_filesystem: A file system object to reach it with.
+        storage_filesystem: A file system object of fsspec or pyarrow, in which it is a path.
+        storage_options: What reaches it, beside the options in the URL.
 
     Raises:
         RunNotFoundError: No run lies there.
     """
 
-    def __init__(self, path: str | os.PathLike[str], storage_filesystem: Any = None) -> None:
-        self._store = open_store(path, storage_filesystem)
-        self._filesystem = storage_filesystem
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        storage_filesystem: Any = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._store = open_store(path, storage_filesystem, storage_options)
+        self._filesystem = plain_filesystem(storage_filesystem)
         _require_run(self._store)
 
     @property

@@ -118,7 +118,13 @@ class DataParallelTrainer:
             if self.run_config.storage_path is not None
             else Path(_DEFAULT_STORAGE).expanduser(),
             self.run_config.storage_filesystem,
+            self.run_config.storage_options,
         )
+        if root.is_of_this_process and not (in_process and self.validation_config is None):
+            raise ConfigurationError(
+                f"{root.url!r} lies in this process's memory, which no worker and no validation can reach; give a path or URL that all "
+                "can, or num_workers=0 and no validation, to run everything here"
+            )
         kept = self.run_config.checkpoint_config
         wanted = self.run_config.progress
         progress = make_progress(

@@ -25,6 +25,7 @@ from holdfast.worker.main import Work, execute
 if TYPE_CHECKING:
     from holdfast.controller.reactor import Reactor
     from holdfast.worker.backend import BackendConfig
+    from holdfast.worker.shipping import Storage
 
 
 class InProcessGroup(WorkerGroup):
@@ -73,9 +74,11 @@ class InProcessEngine(Engine):
         interrupt: Raises KeyboardInterrupt in the function.
     """
 
-    def __init__(self, function: Callable[..., Any], config: dict[str, Any] | None, backend: BackendConfig) -> None:
+    def __init__(
+        self, function: Callable[..., Any], config: dict[str, Any] | None, backend: BackendConfig, storage: Storage
+    ) -> None:
         self.value: Any = None
-        self._task = Work(lambda: (function, config, backend), self._keep)
+        self._task = Work(lambda: (function, config, backend), self._keep, storage)
         self._work: queue.SimpleQueue[Callable[[bool], None] | None] = queue.SimpleQueue()
         self._cancelled = False
         self.is_running = False

@@ -5,29 +5,84 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 from holdfast.errors import ConfigurationError
 from holdfast.stores.base import Store as Store
 from holdfast.stores.local import LocalStore
 from holdfast.stores.object_url import SCHEMES
+from holdfast.stores.wrapped import check, native_place
 from holdfast.urls import shown_url
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _CUT = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/[^/]")
+_CHAINED = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+::")
+_LOCAL = ("file", "local")
+# Beside those of buckets: other URLs that are taken for paths where a slash is missing.
+_SEEN_CUT = ("hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp", "webdav", "memory", "http", "https")
 
 
-def open_store(path: str | os.PathLike[str], filesystem: Any = None) -> Store:
+def open_store(path: str | os.PathLike[str], filesystem: Any = None, options: Mapping[str, Any] | None = None) -> Store:
     """The store at a path.
 
     Args:
-        path: A directory (`~` is expanded), a `file://` URI, or the URL of a bucket or a prefix in it: `s3://`, `gs://`,
-            `az://`, `abfss://`, with options as `?region=…&endpoint_override=…`. With `filesystem`, a path of it.
-        filesystem: A `LocalFileSystem` of fsspec or pyarrow, or None.
+        path: A directory (`~` is expanded), a `file://` URI, the URL of a bucket or a prefix in it (`s3://`, `gs://`, `az://`,
+            `abfss://`, with options as `?region=…&endpoint_override=…`), or the URL of a directory in any file system that fsspec
+            knows (`hdfs://`, `sftp://`, …). With `filesystem`, a path in it.
+        filesystem: A file system object of fsspec or pyarrow.
+        options: Options of the bucket's client, or of fsspec's file system, beside those in the URL.
 
     Raises:
-        ConfigurationError: The path is of a kind that this version cannot store on.
+        ConfigurationError: The path is of a kind that this version cannot store on, an option is not known, or a package is missing.
     """
+    text = _checked(path)
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigurationError(f"storage_options must be a dict of names to values, not {type(options).__name__}")
+    if filesystem is not None:
+        return _open_in(filesystem, text, options)
+    found = _SCHEME.match(text)
+    scheme = found[1].lower() if found is not None else None
+    if scheme in SCHEMES:
+        # Loaded by who uses one; the package behind it is loaded at the first request.
+        from holdfast.stores.object_store import ObjectStore
+
+        return ObjectStore(text, options)
+    if scheme is None or scheme in _LOCAL:
+        if options:
+            raise ConfigurationError(
+                f"storage_options are for URLs (s3://…), and {shown_url(text)!r} is a path; leave them out"
+            )
+        return LocalStore(_without_scheme(text))
+    from holdfast.stores.fsspec_store import FsspecStore
+
+    return FsspecStore(text, options=options)
+
+
+def plain_filesystem(filesystem: Any) -> Any:
+    """The file system object that the paths of `open_store(path, filesystem)` belong to.
+
+    It is the given one, but for a wrapper that shows a directory of this machine as its root: there paths are the machine's own.
+    """
+    found = native_place(filesystem, "/") if filesystem is not None else None
+    return found[1] if found is not None else filesystem
+
+
+def _open_in(filesystem: Any, text: str, options: Mapping[str, Any] | None) -> Store:
+    check(filesystem)
+    if options:
+        raise ConfigurationError(
+            "storage_options are for URLs; a storage_filesystem has its own already, so leave them out"
+        )
+    found = native_place(filesystem, _without_scheme(text) if text.startswith("file:") else text)
+    if found is not None:
+        return LocalStore(found[0])
+    from holdfast.stores.fsspec_store import FsspecStore
+
+    return FsspecStore(text, filesystem)
+
+
+def _checked(path: str | os.PathLike[str]) -> str:
     if isinstance(path, bytes) or not isinstance(path, (str, os.PathLike)):
         raise ConfigurationError(f"A storage path must be a text or a Path, not {type(path).__name__}: {path!r}")
     text = os.fspath(path)
@@ -35,43 +90,22 @@ def open_store(path: str | os.PathLike[str], filesystem: Any = None) -> Store:
         raise ConfigurationError("The storage path is empty; give a directory")
     if "\0" in text:
         raise ConfigurationError(f"The storage path {text!r} holds a NUL character")
-    if (cut := _CUT.match(text)) and cut[1].lower() in SCHEMES:
+    if (cut := _CUT.match(text)) and cut[1].lower() in (*SCHEMES, *_SEEN_CUT):
         raise ConfigurationError(f"{text!r} was a URL once: pathlib makes one slash of two; give the URL as a text")
-    found = _SCHEME.match(text)
-    if filesystem is None and found is not None and found[1].lower() in SCHEMES:
-        # Loaded by who uses one; the package behind it is loaded at the first request.
-        from holdfast.stores.object_store import ObjectStore
-
-        return ObjectStore(text)
-    if filesystem is not None and not _is_local(filesystem):
-        kind = f"{type(filesystem).__module__}.{type(filesystem).__qualname__}"
+    if _CHAINED.match(text) and "://" in text:
         raise ConfigurationError(
-            f"This version of Holdfast takes no file system object of the kind {kind}; give a path or URL (s3://…) instead"
+            f"{shown_url(text)!r} chains several file systems; make the object with fsspec and pass it as storage_filesystem"
         )
-    return LocalStore(_without_scheme(text))
-
-
-def _is_local(filesystem: Any) -> bool:
-    """Whether it is fsspec's or pyarrow's local file system, told by name: neither is imported here."""
-    return any(
-        cls.__name__ == "LocalFileSystem" and cls.__module__.split(".")[0] in ("fsspec", "pyarrow")
-        for cls in type(filesystem).__mro__
-    )
+    return text
 
 
 def _without_scheme(text: str) -> str:
     found = _SCHEME.match(text)
     if found is None:
         return text
-    scheme = found[1].lower()
-    if scheme in ("file", "local"):
-        uri = urllib.parse.urlsplit(text)
-        if uri.netloc not in ("", "localhost"):
-            raise ConfigurationError(f"{text!r} names the host {uri.netloc!r}; write file:///path for a local path")
-        # Split by hand: a "?" or "#" is part of a file's name, not of a query.
-        rest = text[found.end() + len(uri.netloc) :]
-        return urllib.parse.unquote(rest, errors="surrogateescape")
-    raise ConfigurationError(
-        f"{shown_url(text)!r} has the scheme {scheme!r}, which this version of Holdfast does not know; it knows local paths and "
-        f"{', '.join(f'{each}://' for each in sorted(SCHEMES))}; mount the storage and give the path"
-    )
+    uri = urllib.parse.urlsplit(text)
+    if uri.netloc not in ("", "localhost"):
+        raise ConfigurationError(f"{text!r} names the host {uri.netloc!r}; write file:///path for a local path")
+    # Split by hand: a "?" or "#" is part of a file's name, not of a query.
+    rest = text[found.end() + len(uri.netloc) :]
+    return urllib.parse.unquote(rest, errors="surrogateescape")

@@ -25,6 +25,7 @@ class Capabilities:
         durable_writes: What a write has returned survives a loss of power; `sync` has nothing to do.
         kernel_lock: `lock` exists, and the lock goes with the process that holds it.
         links: `put_symlink` makes a real link; elsewhere only the manifest knows of it.
+        whole_replacement: Who reads an object while `write` replaces it sees the old one or the new one.
     """
 
     atomic_rename: bool
@@ -33,6 +34,7 @@ class Capabilities:
     durable_writes: bool
     kernel_lock: bool
     links: bool
+    whole_replacement: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ UNKNOWN_HOLDER = "a process that did not say who it is"
 class Store(ABC):
     """A place that holds bytes under keys.
 
-    All methods are safe to call from several threads. Every failure is a `StorageError` (or one of its
+    All methods are safe to call from several threads. A store can be pickled; what is in it of credentials goes along between the
+    processes of one job, and is left out elsewhere (`secrecy`). Every failure is a `StorageError` (or one of its
     subclasses) that names the key and the remedy where one is known; an `OSError` never escapes.
     """
 
@@ -99,12 +102,9 @@ class Store(ABC):
         """The root as a user writes it: a path for local stores, else a URI. Never holds a secret."""
 
     @property
-    def address(self) -> str:
-        """What `open_store` makes this store from in another process of the job.
-
-        It may hold secrets, so it goes over private channels only, and is never shown or stored. By default the URL.
-        """
-        return self.url
+    def is_of_this_process(self) -> bool:
+        """Whether no other process can reach what lies there, as in this one's memory."""
+        return False
 
     @property
     @abstractmethod
@@ -149,7 +149,10 @@ class Store(ABC):
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
-        """Puts a small object, replacing what was there; a reader sees the old one or the new one, whole."""
+        """Puts a small object, replacing what was there; a reader sees the old one or the new one, whole.
+
+        Without `capabilities.whole_replacement` a reader may, for an instant, find nothing or a part.
+        """
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> None:

@@ -159,6 +159,26 @@ def _read_at(source: int, view: memoryview, offset: int) -> int:
     return num_bytes
 
 
+def read_exactly(source: int, offset: int, num_bytes: int) -> bytes:
+    """So many bytes of an open file, from an offset.
+
+    Raises:
+        OSError: The file ends before.
+    """
+    data = os.pread(source, num_bytes, offset)
+    if len(data) == num_bytes:
+        return data
+    # One call of the kernel need not give all; no more at all is the end.
+    chunks = [data]
+    read_bytes = len(data)
+    while read_bytes < num_bytes:
+        if not chunks[-1]:
+            raise ended_early(offset + read_bytes)
+        chunks.append(os.pread(source, num_bytes - read_bytes, offset + read_bytes))
+        read_bytes += len(chunks[-1])
+    return b"".join(chunks)
+
+
 def ended_early(num_bytes: int) -> EndedEarlyError:
     """The error for a file that ends after `num_bytes`, and should not."""
     return EndedEarlyError(errno.ENODATA, f"the file ended after {num_bytes} bytes, and should hold more")

@@ -8,13 +8,12 @@ write therefore carries a random text of its own (`NONCE`), by which it is recog
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from typing import NoReturn
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
 from holdfast.stores.base import Hasher
-from holdfast.stores.local_copy import ended_early
+from holdfast.stores.local_copy import read_exactly
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.object_client import Client
 from holdfast.stores.object_look import NONCE, look
@@ -120,7 +119,7 @@ class _Parts:
         if self._offset >= self.size_bytes:
             raise StopIteration
         try:
-            data = _read_exactly(self._source, self._offset, min(self.part_bytes, self.size_bytes - self._offset))
+            data = read_exactly(self._source, self._offset, min(self.part_bytes, self.size_bytes - self._offset))
             if self._hasher is not None:
                 self._hasher.update(data)
         except BaseException as error:
@@ -132,24 +131,9 @@ class _Parts:
 
 def _read(client: Client, name: str, source: int, size_bytes: int) -> bytes:
     try:
-        return _read_exactly(source, 0, size_bytes)
+        return read_exactly(source, 0, size_bytes)
     except OSError as error:
         _raise_reading_error(client, name, error)
-
-
-def _read_exactly(source: int, offset: int, num_bytes: int) -> bytes:
-    data = os.pread(source, num_bytes, offset)
-    if len(data) == num_bytes:
-        return data
-    # One call of the kernel need not give all; no more at all is the end.
-    chunks = [data]
-    read_bytes = len(data)
-    while read_bytes < num_bytes:
-        if not chunks[-1]:
-            raise ended_early(offset + read_bytes)
-        chunks.append(os.pread(source, num_bytes - read_bytes, offset + read_bytes))
-        read_bytes += len(chunks[-1])
-    return b"".join(chunks)
 
 
 def _raise_reading_error(client: Client, name: str, error: BaseException) -> NoReturn:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -34,13 +33,14 @@ class ObjectStore(Store):
 
     Args:
         url: `s3://bucket/prefix?option=value`; see `object_url` for the schemes and options.
+        options: Options that are not in the URL; see `object_options`.
 
     Raises:
         ConfigurationError: The URL names no bucket, or has an option that is not known.
     """
 
-    def __init__(self, url: str) -> None:
-        place, prefix = parse_url(url)
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        place, prefix = parse_url(url, options)
         self._assign(place, name_of("", prefix))
 
     def _assign(self, place: Place, prefix: str) -> None:
@@ -72,12 +72,6 @@ class ObjectStore(Store):
         """The URL without its options, which may hold secrets."""
         key = key_of("", self._prefix)
         return f"{self._place.root}/{key}" if key else self._place.root
-
-    @property
-    def address(self) -> str:
-        """The URL with the options that this store was made with (a key with a `?` in it would be cut there)."""
-        options = urllib.parse.urlencode(self._place.options)
-        return f"{self.url}?{options}" if options else self.url
 
     @property
     def capabilities(self) -> Capabilities:

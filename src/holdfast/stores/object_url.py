@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from holdfast.errors import ConfigurationError
+from holdfast.stores.object_options import pairs_of
+from holdfast.stores.secrecy import may_carry_secrets
 from holdfast.urls import shown_url
 
 SCHEMES = {
@@ -82,7 +85,8 @@ class Place:
         service: `s3`, `gs` or `az`.
         bucket: The bucket's (or container's) name.
         root: The URL of the whole bucket; it holds no secret.
-        options: What the URL said, under the client's names, sorted; it may hold secrets.
+        options: What the URL and the user said, under the client's names, sorted; it may hold secrets, which a pickle that is
+            no private matter of the job's processes leaves out.
     """
 
     service: str
@@ -92,6 +96,10 @@ class Place:
 
     def __repr__(self) -> str:
         return f"Place({self.root!r})"
+
+    def __reduce__(self) -> Any:
+        options = tuple(each for each in self.options if may_carry_secrets() or each[0] not in _SECRETS)
+        return Place, (self.service, self.bucket, self.root, options)
 
     def option(self, name: str) -> str | None:
         """What the URL said of an option."""
@@ -105,8 +113,11 @@ class Place:
         return sorted((each for each in found if len(each) > _SHORTEST_SECRET), key=len, reverse=True)
 
 
-def parse_url(url: str) -> tuple[Place, str]:
+def parse_url(url: str, given: Mapping[str, Any] | None = None) -> tuple[Place, str]:
     """The place and the prefix in it that a URL names.
+
+    Args:
+        given: Options that are not in the URL; they win over those that are. See `object_options`.
 
     Raises:
         ConfigurationError: It names no bucket, or has an option that is not known; the text shows no secret.
@@ -132,25 +143,31 @@ def parse_url(url: str) -> tuple[Place, str]:
             options.update(zip(names, (urllib.parse.unquote(name), urllib.parse.unquote(secret)), strict=True))
     if not bucket:
         raise ConfigurationError(f"{shown_url(url)!r} names no bucket; write {scheme}://bucket/prefix")
-    options.update(_read_options(service, parts.query, shown_url(url)))
+    # Together: an endpoint may be in one of them and its scheme in the other.
+    pairs = [(*pair, repr(shown_url(url))) for pair in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
+    pairs += [(*pair, "storage_options") for pair in pairs_of(service, given or {})]
+    options.update(_read_options(service, pairs))
     prefix = "/".join(part for part in parts.path.split("/") if part)
     return Place(service, bucket, root, tuple(sorted(options.items()))), prefix
 
 
-def _read_options(service: str, query: str, where: str) -> dict[str, str]:
+def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+    """Options under the client's names.
+
+    Args:
+        pairs: Names and values, each with where it was written.
+    """
     options: dict[str, str] = {}
-    for name, value in urllib.parse.parse_qsl(query, keep_blank_values=True):
+    for name, value, where in pairs:
         plain = _ALIASES.get(name.lower(), name.lower())
         if plain in _WITHOUT_MEANING:
             continue
         if plain not in _OPTIONS[service] and plain not in CLIENT_OPTIONS and plain != "scheme":
             known = ", ".join(sorted(_OPTIONS[service] | CLIENT_OPTIONS | {"scheme"}))
-            raise ConfigurationError(f"{where!r} has the option {name!r}, which is not known; there are: {known}")
+            raise ConfigurationError(f"{where} has the option {name!r}, which is not known; there are: {known}")
         _check(plain, value, where)
         options[plain] = value
     scheme = options.pop("scheme", None)
-    if scheme is not None and scheme not in ("http", "https"):
-        raise ConfigurationError(f"{where!r}: scheme must be http or https, not {scheme!r}")
     endpoint = options.get("endpoint")
     if endpoint is not None and "://" not in endpoint:
         options["endpoint"] = f"{scheme or 'https'}://{endpoint}"
@@ -162,9 +179,11 @@ def _read_options(service: str, query: str, where: str) -> dict[str, str]:
 
 def _check(name: str, value: str, where: str) -> None:
     if name in _SWITCHES and value.lower() not in _TRUE | _FALSE:
-        raise ConfigurationError(f"{where!r}: {name} must be true or false")
+        raise ConfigurationError(f"{where}: {name} must be true or false")
     if name in CLIENT_OPTIONS - _SWITCHES and not _NUMBER.fullmatch(value):
-        raise ConfigurationError(f"{where!r}: {name} must be a number")
+        raise ConfigurationError(f"{where}: {name} must be a number")
+    if name == "scheme" and value not in ("http", "https"):
+        raise ConfigurationError(f"{where}: scheme must be http or https, not {value!r}")
 
 
 def is_on(value: str | None) -> bool:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import OutsideWorkerError
-from holdfast.stores import Store, open_store
+from holdfast.stores import Store
 from holdfast.worker.pending import Inbox
+from holdfast.worker.shipping import Storage, unpack_storage
 
 if TYPE_CHECKING:
     import socket
@@ -48,8 +49,9 @@ class StorageContext:
 class TrainContext:
     """Ranks, names and places of this worker."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, filesystem: Any = None) -> None:
         self._job = job
+        self._filesystem = filesystem
 
     def get_world_rank(self) -> int:
         """This worker's rank among all."""
@@ -77,7 +79,7 @@ class TrainContext:
 
     def get_storage(self) -> StorageContext:
         """Where the run lies."""
-        return StorageContext(self._job.storage_url, self._job.run_url)
+        return StorageContext(self._job.storage_url, self._job.run_url, self._filesystem)
 
 
 @dataclass
@@ -86,6 +88,7 @@ class WorkerState:
 
     Attributes:
         files: Where files are handed over open.
+        storage: The run's storage, where this is the program that has it; else made from the job.
         inbox: What became of those that were.
         staging: Open staging directories, and whether each was reported.
         saved_into: The directory that holds this rank's part of a state of all ranks, until it is reported.
@@ -98,6 +101,7 @@ class WorkerState:
     job: Job
     channel: Channel
     files: socket.socket
+    storage: Storage | None = None
     inbox: Inbox = field(init=False)
     staging: dict[str, bool] = field(init=False, default_factory=dict)
     staged_bytes: int | None = field(init=False, default=None)
@@ -109,7 +113,8 @@ class WorkerState:
     checkpoint: Checkpoint | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.context = TrainContext(self.job)
+        self.storage = self.storage or unpack_storage(self.job.storage, self.job.storage_url)
+        self.context = TrainContext(self.job, self.storage.filesystem)
         self.inbox = Inbox(self.files, self.committed)
         self.next_report = self.job.first_report
         if self.job.checkpoint is not None:
@@ -118,7 +123,8 @@ class WorkerState:
     @property
     def run(self) -> Store:
         """The store with the run's directory as its root."""
-        return open_store(self.job.storage_address or self.job.storage_url).child(self.job.run_name)
+        assert self.storage is not None
+        return self.storage.root.child(self.job.run_name)
 
     def committed(self, name: str, kept: Mapping[str, str] | None = None) -> Checkpoint:
         """The checkpoint of that name; the driver vouches for its bytes.
@@ -126,7 +132,10 @@ class WorkerState:
         Args:
             kept: Where this machine has files of it, by path.
         """
-        return Checkpoint._from_store(self.run.child(name), verified=True, kept=kept)
+        assert self.storage is not None
+        return Checkpoint._from_store(
+            self.run.child(name), filesystem=self.storage.filesystem, verified=True, kept=kept
+        )
 
 
 _state: WorkerState | None = None

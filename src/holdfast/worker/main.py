@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from holdfast.errors import DriverLostError
+from holdfast.stores.secrecy import private_channel
 from holdfast.worker import context, protocol
 from holdfast.worker.channel import Channel
+from holdfast.worker.shipping import Storage
 
 if TYPE_CHECKING:
     from holdfast.worker.backend import BackendConfig
@@ -82,10 +84,12 @@ class Work:
     Attributes:
         load: Gives the function, its config and the backend.
         deliver: Takes the returned value; gives what travels to the controller.
+        storage: The objects themselves, where the function runs in the program that has them.
     """
 
     load: Callable[[], tuple[Callable[..., Any], dict[str, Any] | None, BackendConfig]]
     deliver: Callable[[Any], bytes | None]
+    storage: Storage | None = None
 
 
 def execute(job: protocol.Job, channel: Channel, files: socket.socket, work: Work, *, in_own_process: bool) -> int:
@@ -94,9 +98,10 @@ def execute(job: protocol.Job, channel: Channel, files: socket.socket, work: Wor
     Args:
         in_own_process: False where the function runs in the user's own program, which Ctrl-C must still reach.
     """
-    state = context.WorkerState(job, channel, files)
-    context.enter(state)
     try:
+        # Here already, for it makes objects of the user's: a file system that this process cannot import, say.
+        state = context.WorkerState(job, channel, files, work.storage)
+        context.enter(state)
         value = _run(work, state)
     except DriverLostError:
         return 1
@@ -137,7 +142,8 @@ def _pickled(value: object) -> bytes | None:
     if value is None:
         return None
     try:
-        data: bytes = cloudpickle.dumps(value)
+        with private_channel():
+            data: bytes = cloudpickle.dumps(value)
     except Exception as error:  # noqa: BLE001 - a user's object may raise anything
         sys.stderr.write(f"holdfast: the function's return value is dropped, it cannot be pickled: {error}\n")
         return None

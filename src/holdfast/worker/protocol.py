@@ -200,7 +200,8 @@ class Job(Message, frozen=True):
         directory: Working directory.
         storage_url: The store's root (`storage_path`).
         run_url: The run's directory.
-        storage_address: What opens the store's root (`Store.address`); it may hold secrets.
+        storage: The store's root and the user's file system object, as `shipping.pack_storage` has them; it may hold secrets. Empty
+            where the URL says all.
         checkpoint: Name of the committed checkpoint to resume from, verified by the driver.
         first_report: The index of this attempt's first report.
         score_attribute: The metric that ranks checkpoints, to be checked where it is reported.
@@ -228,7 +229,7 @@ class Job(Message, frozen=True):
     first_report: int
     score_attribute: str | None = None
     validates: bool = False
-    storage_address: str = ""
+    storage: bytes = b""
     kept: dict[str, str] = {}
     staging: list[str] = []
 

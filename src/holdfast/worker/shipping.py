@@ -6,12 +6,15 @@ import inspect
 import io
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any, ClassVar
 
 import cloudpickle
 
 from holdfast.errors import SerializationError
+from holdfast.stores import Store, open_store
+from holdfast.stores.secrecy import private_channel
 from holdfast.worker.backend import BackendConfig
 
 
@@ -23,10 +26,48 @@ def pack(function: Callable[..., Any], config: dict[str, Any] | None, backend: B
     """
     packed = io.BytesIO()
     try:
-        _Pickler(packed).dump((function, config, backend))
+        with private_channel():
+            _Pickler(packed).dump((function, config, backend))
     except Exception as error:
         raise SerializationError(_blame(function, config, error)) from error
     return packed.getvalue()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a job's runs lie.
+
+    Attributes:
+        root: Where all of them do.
+        filesystem: The file system object that the user gave, to be given out again; None where a path or URL was enough.
+    """
+
+    root: Store
+    filesystem: Any = None
+
+
+def pack_storage(root: Store, filesystem: Any) -> bytes:
+    """The storage for a worker, with its credentials.
+
+    Raises:
+        SerializationError: The file system object cannot be pickled.
+    """
+    try:
+        with private_channel():
+            data: bytes = cloudpickle.dumps(Storage(root, filesystem))
+    except Exception as error:
+        kind = type(filesystem)
+        raise SerializationError(
+            f"RunConfig.storage_filesystem ({kind.__module__}.{kind.__qualname__}) cannot be sent to the workers: {type(error).__name__}: "
+            f"{error}. Define its class in a module that they can import, or give a URL and storage_options"
+        ) from error
+    return data
+
+
+def unpack_storage(data: bytes, url: str) -> Storage:
+    """What was packed; where nothing was, what a URL says."""
+    storage: Storage = cloudpickle.loads(data) if data else Storage(open_store(url))
+    return storage
 
 
 def _reduce_code(code: CodeType) -> tuple[Callable[..., CodeType], tuple[Any, ...]]:

@@ -10,6 +10,7 @@ import cloudpickle
 from holdfast.config import ValidationConfig, ValidationTaskConfig
 from holdfast.errors import MetricsError, SerializationError
 from holdfast.metrics import encode_metrics
+from holdfast.stores.secrecy import private_channel
 from holdfast.worker import context, protocol
 from holdfast.worker.backend import BackendConfig
 from holdfast.worker.shipping import pack
@@ -54,12 +55,13 @@ def pack_arguments(task: ValidationTaskConfig, where: str) -> bytes | None:
     """
     if task.fn_kwargs is None:
         return None
-    for name, value in task.fn_kwargs.items():
-        try:
-            cloudpickle.dumps(value)
-        except Exception as error:
-            raise SerializationError(f"{where}: fn_kwargs[{name!r}] cannot be pickled: {error}") from error
-    return bytes(cloudpickle.dumps(dict(task.fn_kwargs)))
+    with private_channel():
+        for name, value in task.fn_kwargs.items():
+            try:
+                cloudpickle.dumps(value)
+            except Exception as error:
+                raise SerializationError(f"{where}: fn_kwargs[{name!r}] cannot be pickled: {error}") from error
+        return bytes(cloudpickle.dumps(dict(task.fn_kwargs)))
 
 
 def pack_validation(function: bytes, arguments: bytes, *, trusted: bool) -> bytes:

@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pickle
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast import Checkpoint
+from holdfast.errors import (
+    ConfigurationError,
+    StorageAccessError,
+    StorageError,
+    StorageUnavailableError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
+from holdfast.stores import fsspec_probe, fsspec_write, open_store, plain_filesystem
+from holdfast.stores.fsspec_errors import cause_of, fsspec_error
+from holdfast.stores.fsspec_keys import key_of, name_of
+from holdfast.stores.fsspec_store import FsspecStore
+from holdfast.stores.local import LocalStore
+from holdfast.stores.secrecy import private_channel
+from holdfast.testing.store import put
+
+pytest.importorskip("fsspec", reason='needs fsspec, which is not installed: pip install "fsspec"')
+
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from support.file_systems import BareFileSystem, ElsewhereFileSystem, RefusingFileSystem
+
+_SECRET = "hunter2-and-more"
+_TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n02579AFf.: "), min_size=1, max_size=20)
+
+
+class AnswerError(Exception):
+    """What clients of HTTP raise: nobody else's class, with the status somewhere in it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status} for https://user:{_SECRET}@host/x")
+        self.status = status
+
+
+class SSHException(Exception):  # noqa: N818 - paramiko's name for it
+    pass
+
+
+class AuthenticationException(Exception):  # noqa: N818 - as above
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FileNotFoundError("x"), StoreNotFoundError),
+        (OSError(errno.ENOTDIR, "x"), StoreNotFoundError),
+        (AnswerError(404), StoreNotFoundError),
+        (FileExistsError("x"), StoreExistsError),
+        (AnswerError(412), StoreExistsError),
+        (PermissionError("x"), StorageAccessError),
+        (AnswerError(403), StorageAccessError),
+        (AuthenticationException("x"), StorageAccessError),
+        (TimeoutError("x"), StorageUnavailableError),
+        (ConnectionResetError("x"), StorageUnavailableError),
+        (EOFError("x"), StorageUnavailableError),
+        (SSHException("Server connection dropped"), StorageUnavailableError),
+        (AnswerError(503), StorageUnavailableError),
+        (OSError(errno.EIO, "x"), StorageUnavailableError),
+        (OSError(errno.ENOSPC, "x"), StorageError),
+        (NotImplementedError("x"), StorageError),
+        (ValueError("x"), StorageError),
+    ],
+)
+def test_an_error_has_the_kind_that_says_what_to_do(error: Exception, kind: type[StorageError]) -> None:
+    found = fsspec_error("read", "elsewhere://host/x", error, [_SECRET])
+    assert type(found) is kind
+    assert "elsewhere://host/x" in str(found)
+    assert _SECRET not in str(found)
+
+
+def test_a_full_disk_is_known_by_its_number() -> None:
+    cause = cause_of(OSError(errno.ENOSPC, f"no room for {_SECRET}"))
+    assert cause is not None
+    assert cause.errno == errno.ENOSPC
+    assert _SECRET not in str(cause)
+
+
+@given(
+    st.lists(_TEXTS.filter(lambda text: "/" not in text and text not in (".", "..")), min_size=1, max_size=3), _TEXTS
+)
+def test_every_key_has_a_name_of_its_own_and_comes_back(parts: list[str], other: str) -> None:
+    key = "/".join(parts)
+    name = name_of(key)
+    name.encode()
+    assert not set(name) & set("*?[]{}#:;\\\"'<>|\n")
+    assert not any(part.endswith((".", " ")) for part in name.split("/"))
+    assert key_of(name) == key
+    if "/" not in other and other not in (".", ".."):
+        assert (name_of(other) == name) is (other == key)
+
+
+@pytest.mark.parametrize("key", ["100%", "a%41", "a b", "ünïcödé", "a+b&c=d", "shard-0/model.safetensors"])
+def test_a_usual_name_stays_as_it_is(key: str) -> None:
+    assert name_of(key) == key
+
+
+@pytest.mark.parametrize("wrap", ["plain", "directory", "arrow", "arrow subtree", "arrow in fsspec"])
+def test_what_is_this_machine_in_the_end_is_the_local_store(tmp_path: Path, wrap: str) -> None:
+    path: str = str(tmp_path / "runs")
+    filesystem: Any = LocalFileSystem()
+    if wrap == "directory":
+        filesystem, path = DirFileSystem(path=str(tmp_path), fs=filesystem), "runs"
+    elif wrap.startswith("arrow"):
+        fs = pytest.importorskip("pyarrow.fs", reason='needs pyarrow, which is not installed: pip install "pyarrow"')
+        filesystem = fs.LocalFileSystem()
+        if wrap == "arrow subtree":
+            filesystem, path = fs.SubTreeFileSystem(str(tmp_path), filesystem), "runs"
+        elif wrap == "arrow in fsspec":
+            from fsspec.implementations.arrow import ArrowFSWrapper
+
+            filesystem = ArrowFSWrapper(filesystem)
+    store = open_store(path, filesystem)
+    assert store == LocalStore(tmp_path / "runs")
+    # What is shown of it leads back to it, with the file system that was given and with the one that is shown.
+    assert open_store(store.url, filesystem) == store
+    assert open_store(store.url, plain_filesystem(filesystem)) == store
+
+
+def test_what_only_derives_from_the_local_file_system_is_not_it(tmp_path: Path) -> None:
+    filesystem = ElsewhereFileSystem()
+    assert isinstance(open_store(str(tmp_path), filesystem), FsspecStore)
+    assert plain_filesystem(filesystem) is filesystem
+
+
+@pytest.mark.parametrize(
+    ("path", "filesystem", "options", "says"),
+    [
+        ("nosuch://x/y", None, None, "'nosuch', which neither Holdfast nor fsspec knows"),
+        ("memory://x", None, {"glob": 1}, "'glob', which 'memory://x' does not know; there are: .*global_store"),
+        ("simplecache::memory://x", None, None, "chains"),
+        ("/x", 7, None, "builtins.int is no file system"),
+        ("/x", LocalFileSystem(), {"a": 1}, "has its own already"),
+        ("/x", None, {"a": 1}, "is a path"),
+        ("hdfs:/x", None, None, "no_error"),
+    ],
+)
+def test_what_cannot_be_a_store_is_refused_at_once(path: str, filesystem: Any, options: Any, says: str) -> None:
+    with pytest.raises(ConfigurationError, match="pathlib" if says == "no_error" else says):
+        open_store(path, filesystem, options)
+
+
+def test_a_url_shows_no_secret_and_neither_does_anything_that_is_said_of_it() -> None:
+    store = FsspecStore(f"ftp://user:{_SECRET}@127.0.0.1:9/x", options={"password": _SECRET, "timeout": 1})
+    with pytest.raises(StorageUnavailableError) as caught:
+        store.read("a")
+    shown = f"{store!r} {store.url} {caught.value} {caught.value.__cause__!r}"
+    assert _SECRET not in shown
+    assert "ftp://127.0.0.1:9/x" in shown
+
+
+def test_a_pickle_has_credentials_between_processes_of_the_job_only(tmp_path: Path) -> None:
+    of_url = FsspecStore(f"ftp://user:{_SECRET}@127.0.0.1:9/x", options={"acct": "a", "password": _SECRET})
+    of_object = FsspecStore(str(tmp_path), BareFileSystem(secret=_SECRET))
+    for store in (of_url, of_object):
+        data = pickle.dumps(store)
+        assert _SECRET.encode() not in data
+        assert pickle.loads(data).url == store.url
+        with pytest.raises(ConfigurationError, match="holds no credentials"):
+            pickle.loads(data).read("a")
+        with private_channel():
+            again = pickle.loads(cloudpickle.dumps(store))
+        assert again == store
+    of_object.write("a", b"1")
+    assert again.read("a") == b"1"
+    checkpoint = Checkpoint(str(tmp_path), BareFileSystem(secret=_SECRET))
+    assert _SECRET.encode() not in pickle.dumps(checkpoint)
+    assert pickle.loads(pickle.dumps(checkpoint)).path == str(tmp_path)
+
+
+def test_one_without_credentials_works_from_any_pickle(tmp_path: Path) -> None:
+    store = FsspecStore(str(tmp_path), ElsewhereFileSystem())
+    store.write("a", b"1")
+    again = pickle.loads(pickle.dumps(store.child("b")))
+    assert again == store.child("b")
+    assert hash(again) == hash(store.child("b"))
+    assert pickle.loads(pickle.dumps(store)).read("a") == b"1"
+
+
+def test_equal_paths_in_two_file_systems_are_two_checkpoints(tmp_path: Path) -> None:
+    one, other = (Checkpoint(str(tmp_path), BareFileSystem(secret=each)) for each in ("a", "b"))
+    assert one == Checkpoint(str(tmp_path), BareFileSystem(secret="a"))
+    assert one != other
+    assert one.filesystem == BareFileSystem(secret="a")
+
+
+class SilentFileSystem(ElsewhereFileSystem):
+    """Does not answer until it is told to."""
+
+    protocol = "silent"
+    answers = threading.Event()
+
+    def cat_file(self, *arguments: Any, **options: Any) -> Any:
+        self.answers.wait()
+        return super().cat_file(*arguments, **options)
+
+
+def test_a_call_that_does_not_come_back_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FsspecStore(str(tmp_path), SilentFileSystem())
+    try:
+        monkeypatch.setenv("HOLDFAST_STORAGE_TIMEOUT_S", "0.1")
+        monkeypatch.setattr("holdfast.stores.fsspec_connection._QUICK_S", 0.05)
+        begun_s = time.monotonic()
+        with pytest.raises(StorageUnavailableError, match=r"no answer came within 0 s; .*HOLDFAST_STORAGE_TIMEOUT_S"):
+            store.read("a")
+        assert time.monotonic() - begun_s < 10
+    finally:
+        SilentFileSystem.answers.set()
+
+
+class FlakyFileSystem(ElsewhereFileSystem):
+    """Fails a number of times, then works."""
+
+    protocol = "flaky"
+    left = 2
+
+    def cat_file(self, *arguments: Any, **options: Any) -> Any:
+        if FlakyFileSystem.left:
+            FlakyFileSystem.left -= 1
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+        return super().cat_file(*arguments, **options)
+
+
+def test_what_passes_by_itself_is_tried_again(tmp_path: Path) -> None:
+    store = FsspecStore(str(tmp_path), FlakyFileSystem())
+    (tmp_path / "a").write_bytes(b"1")
+    assert store.read("a") == b"1"
+    assert FlakyFileSystem.left == 0
+
+
+class ForgetfulFileSystem(ElsewhereFileSystem):
+    """Says that it has written what it has not, as pyarrow does of S3."""
+
+    protocol = "forgetful"
+    keeps = 3
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        super().pipe_file(path, value[: self.keeps], mode=mode)
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return super()._open(os.devnull if mode == "wb" and "large" in path else path, mode=mode, **options)
+
+
+def test_a_write_is_not_believed_but_looked_at(tmp_path: Path) -> None:
+    store = FsspecStore(str(tmp_path / "store"), ForgetfulFileSystem())
+    for write in (
+        lambda: store.write("a", b"longer"),
+        lambda: put(store, "a", tmp_path, b"longer"),
+        lambda: put(store, "large", tmp_path, b"x" * (5 << 20)),
+    ):
+        with pytest.raises(StorageUnavailableError):
+            write()
+    assert list(store.list(recursive=True)) == []
+
+
+def test_a_listing_that_the_file_system_remembers_is_not_believed(tmp_path: Path) -> None:
+    store = FsspecStore(str(tmp_path), BareFileSystem())
+    assert list(store.list()) == []
+    (tmp_path / "by-another-process").write_bytes(b"")
+    assert [entry.key for entry in store.list()] == ["by-another-process"]
+    assert next(iter(store.list())).mtime_s > 0
+
+
+@pytest.fixture
+def _warns_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fsspec_probe, "_warned", set())
+
+
+@pytest.mark.usefixtures("_warns_anew")
+@pytest.mark.parametrize(
+    ("filesystem", "says"),
+    [
+        (ElsewhereFileSystem(), []),
+        (RefusingFileSystem(), ["cannot replace a file in one step"]),
+        (
+            BareFileSystem(),
+            ["two drivers start one run in the same instant", "cannot replace a file in one step", "manifest"],
+        ),
+    ],
+)
+def test_what_is_weaker_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, filesystem: Any, says: list[str]
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            FsspecStore(str(tmp_path), filesystem).prepare()
+    assert len(caplog.records) == bool(says)
+    assert all(each in caplog.text for each in says)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_creator_that_died_holds_up_the_next_one_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fsspec_write, "_GUARD_S", 0.2)
+    store = FsspecStore(str(tmp_path), ElsewhereFileSystem())
+
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as dying:
+        dying.setattr(fsspec_write, "move", die)
+        dying.setattr(fsspec_write, "remove_quietly", lambda *_: None)
+        with pytest.raises(SystemExit):
+            store.create("epochs/1", b"dead")
+    assert not store.exists("epochs/1")
+    assert len(list((tmp_path / "epochs").iterdir())) == 1
+    store.create("epochs/1", b"living")
+    assert store.read("epochs/1") == b"living"
+    assert [entry.key for entry in store.list("epochs")] == ["epochs/1"]
+
+
+def test_of_creators_that_know_nothing_of_each_other_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoLock:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    # As in two processes: no lock of ours keeps them apart.
+    monkeypatch.setattr(fsspec_write, "_creating", NoLock())
+    stores = [FsspecStore(str(tmp_path), ElsewhereFileSystem(skip_instance_cache=True)) for _ in range(4)]
+    for number in range(10):
+        won: list[int] = []
+        start = threading.Barrier(len(stores))
+
+        def create(which: int, key: str, start: threading.Barrier, won: list[int]) -> None:
+            start.wait()
+            try:
+                stores[which].create(key, b"%d" % which)
+            except StoreExistsError:
+                return
+            won.append(which)
+
+        threads = [
+            threading.Thread(target=create, args=(which, f"e/{number}", start, won)) for which in range(len(stores))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert stores[0].read(f"e/{number}") == b"%d" % won[0]
