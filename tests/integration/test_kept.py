@@ -399,8 +399,9 @@ def test_a_validation_fetches_nothing_either(url, proxy):
     assert fetched(proxy) == []
 
 
-def test_no_place_of_the_run_is_left(url, proxy):
+def test_no_place_of_the_run_is_left(url, proxy, monkeypatch):
+    places, take = [], StagingPlaces.take
+    monkeypatch.setattr(StagingPlaces, "take", lambda taken: (take(taken), places.extend(taken.paths)))
     fit(loop, url, config={"how": "memory"})
-    places = StagingPlaces(open_store(url).child("run")).paths
     assert len(places) == 2
     assert not any(os.path.exists(place) for place in places)
