@@ -75,6 +75,8 @@ class Retries:
         wait_s = min(policy.first_wait_s * 2 ** (self._failures - 1), policy.longest_wait_s)
         if number not in _TRANSIENT and number not in _DISK_FULL and not _may_pass(error):
             return False
+        if self._stop.is_set():  # said before it is promised in the log
+            return False
         is_full = number in _DISK_FULL
         now_s = time.monotonic()
         since_s = self._since_s.setdefault(is_full, now_s)

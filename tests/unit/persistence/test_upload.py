@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageError
+from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageError, StorageUnavailableError
 from holdfast.persistence import transfer
 from holdfast.persistence.digest import FileHasher
 from holdfast.persistence.release import release
@@ -318,6 +318,25 @@ def test_a_cancelled_upload_ends_with_its_last_thread_and_leaves_no_partial_file
     with pytest.raises(StorageError, match="was stopped"):
         future.result(LIMIT_S)
     assert not store.exists("p/sub/b")
+
+
+def test_a_failure_after_the_upload_was_stopped_promises_no_other_try(
+    tmp_path: Path, source: Path, uploader: Uploader, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fails(HeldUpStore):
+        def put_file(self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None) -> None:
+            super().put_file(key, source, size_bytes=size_bytes, mode=mode, hasher=None)
+            raise StorageUnavailableError("did not answer")
+
+    store = Fails(tmp_path / "store")
+    (source / "a").unlink()
+    future = uploader.store_shard(stage(source, 0), store, "p")
+    assert store.reached.wait(LIMIT_S)
+    future.cancel()
+    store.go.set()
+    with pytest.raises(StorageError, match="was stopped"):
+        future.result(LIMIT_S)
+    assert "tried again" not in caplog.text
 
 
 def test_closing_ends_what_is_on_its_way(tmp_path: Path, source: Path) -> None:
