@@ -372,7 +372,6 @@ def test_the_three_thousandth_kept_checkpoint_costs_what_the_tenth_did(tmp_path)
     writer.close()
     early, late = sorted(spans[:100])[50], sorted(spans[-100:])[50]
     assert late < 3 * early
-    assert late < 2e-3
 
 
 @pytest.mark.parametrize("left", [b"", b"\0" * 50])
