@@ -25,6 +25,8 @@ _BOOT = (
 _EXIT_S = 5.0
 
 Listener = Callable[[wire.ToDriver | None], None]
+# pandas loads pyarrow, where that is there, and its allocator would start a thread, which a fork does not survive.
+_ALONE = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 
 
 class Zygote:
@@ -51,7 +53,7 @@ class Zygote:
             self._process = subprocess.Popen(
                 [sys.executable, *subprocess._args_from_interpreter_flags(), *arguments],  # type: ignore[attr-defined]
                 pass_fds=(theirs.fileno(), lifeline),
-                env=os.environ | {"_HOLDFAST_PATH": search_path},
+                env=_ALONE | os.environ | {"_HOLDFAST_PATH": search_path},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
