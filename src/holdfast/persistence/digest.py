@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import xxhash
 
-from holdfast.stores.helpers import may_have_helpers
 from holdfast.stores.local_copy import ended_early, feed
+from holdfast.stores.lone_threads import may_have_helpers
 
 PART_BYTES = 16 * 1024 * 1024
 

@@ -184,7 +184,9 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
         _check_unmodified(source, file, status, with_ctime=not is_linked and not is_removed)
         progress = _Progress(transfer, file)
         try:
-            known = transfer.known.before_reading(descriptor, status)
+            # Where nothing can be linked, everything is read to be sent.
+            can_share = transfer.store.capabilities.links
+            known = transfer.known.before_reading(descriptor, status) if can_share else None
             digest, is_shared = _share(transfer, file, descriptor, progress)
             if digest is not None and not is_shared:
                 progress.take_back()

@@ -21,7 +21,7 @@ from holdfast.persistence.staging import stage
 from holdfast.persistence.transfer import FileTransfer, Keys, register_file, store_file
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
-from holdfast.stores.helpers import work_alone
+from holdfast.stores.lone_threads import work_alone
 
 if TYPE_CHECKING:
     from holdfast.persistence.kept import KeptFiles

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from holdfast.errors import StorageError
+from holdfast.stores.percent import code, decode
 
 _ODD = r"*?[]{}#:;\"'<>|"
 _CODES = "|".join(f"{ord(char):02X}" for char in "\\ .%" + _ODD)
@@ -26,19 +27,9 @@ def name_of(key: str) -> str:
     """
     if key and any(part in ("", ".", "..") for part in key.split("/")):
         raise StorageError(f"The key {key!r} is no name that a store can hold: it has empty parts, '.' or '..'")
-    return _MUST_CODE.sub(_code, key)
+    return _MUST_CODE.sub(code, key)
 
 
 def key_of(name: str) -> str:
     """The key for a name."""
-    return _IS_CODED.sub(_decode, name)
-
-
-def _code(found: re.Match[str]) -> str:
-    number = ord(found[0])
-    return f"%{number - 0xDC00 if number > 0xFF else number:02X}"
-
-
-def _decode(found: re.Match[str]) -> str:
-    number = int(found[1], 16)
-    return chr(number + 0xDC00 if number >= 0x80 else number)
+    return _IS_CODED.sub(decode, name)

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Iterator
 
 from holdfast.stores.base import Hasher
-from holdfast.stores.helpers import may_have_helpers
+from holdfast.stores.lone_threads import may_have_helpers
 
 _BUFFER_BYTES = 128 * 1024
 _PIPELINE_FROM_BYTES = 4 * 1024 * 1024

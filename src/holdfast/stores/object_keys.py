@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from holdfast.errors import StorageError
+from holdfast.stores.percent import code, decode
 
 # The longest name in bytes: S3 and Google Cloud have this limit, Azure one of 1,024 characters.
 _LONGEST_BYTES = 1024
@@ -28,7 +29,7 @@ def name_of(prefix: str, key: str) -> str:
     parts = key.split("/")
     if any(part in ("", ".", "..") for part in parts):
         raise StorageError(f"The key {key!r} is no name that an object store can hold: it has empty parts, '.' or '..'")
-    name = _MUST_CODE.sub(_code, key)
+    name = _MUST_CODE.sub(code, key)
     name = f"{prefix}/{name}" if prefix else name
     if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_BYTES:
         raise StorageError(
@@ -42,14 +43,4 @@ def key_of(prefix: str, name: str) -> str:
     key = name[len(prefix) + 1 :] if prefix else name
     if "%" not in key:
         return key
-    return _IS_CODED.sub(_decode, key)
-
-
-def _code(found: re.Match[str]) -> str:
-    number = ord(found[0])
-    return f"%{number - 0xDC00 if number > 0xFF else number:02X}"
-
-
-def _decode(found: re.Match[str]) -> str:
-    number = int(found[1], 16)
-    return chr(number + 0xDC00 if number >= 0x80 else number)
+    return _IS_CODED.sub(decode, key)

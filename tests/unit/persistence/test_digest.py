@@ -104,6 +104,16 @@ def test_many_files_at_once_use_the_cores_that_there_are(tmp_path, monkeypatch) 
     path = tmp_path / "file"
     path.write_bytes(content)
     found: list[str] = []
+    most = 0
+    take = digests._Parts._take_cores
+
+    def watch(parts: digests._Parts) -> int:
+        nonlocal most
+        count = take(parts)
+        most = max(most, digests._Parts._busy)
+        return count
+
+    monkeypatch.setattr(digests._Parts, "_take_cores", watch)
 
     def read() -> None:
         with path.open("rb") as file:
@@ -115,4 +125,6 @@ def test_many_files_at_once_use_the_cores_that_there_are(tmp_path, monkeypatch) 
     for thread in threads:
         thread.join()
     assert found == [_expected(content)] * 6
+    # Each reads in its own thread; only the cores that are left over get a further one.
+    assert 3 <= most <= 6 + 2
     assert digests._Parts._busy == 0

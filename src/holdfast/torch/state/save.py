@@ -16,7 +16,7 @@ from holdfast.errors import StateError
 from holdfast.torch.state import buffers
 from holdfast.torch.state.files import check_dtype
 from holdfast.torch.state.optimizers import gather, parameter_names
-from holdfast.torch.state.plans import Form, form_of, known_plan, plan_together, resolver
+from holdfast.torch.state.plans import Form, Plan, form_of, known_plan, plan_together, resolver
 from holdfast.torch.state.together import Together
 from holdfast.torch.state.tree import Leaf, leaves
 from holdfast.torch.state.values import encode
@@ -71,13 +71,14 @@ def save_state(
     ids = set(together.agree(prepare))
     (ready,) = prepared
     gathered, writer = ready.gathered, ready.writer
-    plan = known_plan(ready.form)
-    if plan is None or ids != {plan.id}:
+    known = known_plan(ready.form)
+    if known is not None and ids == {known.id}:
+        plan: Plan = known
+    else:
         plan = plan_together(ready.form, gathered.tensors, gathered.loose, together)
-    agreed = plan
 
     def write() -> tuple[list[str], Values]:
-        return writer.write_tensors(agreed, resolver(gathered.tensors)), gathered.values
+        return writer.write_tensors(plan, resolver(gathered.tensors)), gathered.values
 
     def finish(of_ranks: list[tuple[list[str], Values]]) -> list[None]:
         writer.finish([file for files, _ in of_ranks for file in files], [values for _, values in of_ranks])
