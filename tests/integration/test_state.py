@@ -408,19 +408,30 @@ def test_a_state_of_a_known_form_is_not_planned_again_and_one_of_another_is(tmp_
             assert state["b"].tolist() == [step + 10] * 3
 
 
-def refused_on_one_rank(config):
-    rank = train.get_context().get_world_rank()
+def told_on_each_rank(saves):
+    """What every rank is told of each save: its error, or that it was saved."""
     told = []
-    for directory in (tempfile.mkdtemp(), tempfile.mkdtemp(), "/proc/nowhere" if rank else tempfile.mkdtemp()):
+    for save in saves:
         try:
-            save_state({"a": torch.ones(3)}, directory, in_memory=False)
-        except train.StorageError as error:
+            save()
+        except (train.StateError, train.StorageError) as error:
             told.append(f"{error}")
         else:
             told.append("saved")
     texts = [None, None]
     torch.distributed.all_gather_object(texts, told)
     return texts
+
+
+def refused_on_one_rank(config):
+    rank = train.get_context().get_world_rank()
+    directories = (tempfile.mkdtemp(), tempfile.mkdtemp(), "/proc/nowhere" if rank else tempfile.mkdtemp())
+    return told_on_each_rank(
+        [
+            lambda directory=directory: save_state({"a": torch.ones(3)}, directory, in_memory=False)
+            for directory in directories
+        ]
+    )
 
 
 def test_what_one_rank_cannot_write_every_rank_hears_of_also_without_planning(tmp_path):
@@ -431,19 +442,14 @@ def test_what_one_rank_cannot_write_every_rank_hears_of_also_without_planning(tm
 
 
 def refused_before_saving(config):
-    rank = train.get_context().get_world_rank()
+    odd = torch.complex128 if train.get_context().get_world_rank() else torch.float32
     directory = tempfile.mkdtemp()
-    told = []
-    for dtype in (torch.float32, torch.complex128 if rank else torch.float32, torch.float32):
-        try:
-            save_state({"a": torch.ones(3, dtype=dtype)}, directory)
-        except train.StateError as error:
-            told.append(f"{error}")
-        else:
-            told.append("saved")
-    texts = [None, None]
-    torch.distributed.all_gather_object(texts, told)
-    return texts
+    return told_on_each_rank(
+        [
+            lambda dtype=dtype: save_state({"a": torch.ones(3, dtype=dtype)}, directory)
+            for dtype in (torch.float32, odd, torch.float32)
+        ]
+    )
 
 
 def test_a_rank_that_cannot_even_begin_leaves_no_other_waiting(tmp_path):
