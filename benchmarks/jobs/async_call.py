@@ -33,10 +33,13 @@ def loop(config):
 
     def report(source):
         registration = shared.Registration(run)
+        checkpoint = train.Checkpoint.from_directory(str(source))
+        # As the step before in a training loop; after a second of nothing, the machine needs milliseconds to be awake.
+        train.report({"loss": 1.0})
         begin = time.perf_counter()
         pending = train.report(
             {"loss": 1.0},
-            checkpoint=train.Checkpoint.from_directory(str(source)),
+            checkpoint=checkpoint,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,  # it is reported again
         )

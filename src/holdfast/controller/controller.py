@@ -15,6 +15,7 @@ from holdfast.controller.callbacks import RunContext, UserCallback, call_all
 from holdfast.controller.failure import signal_name, summarise
 from holdfast.errors import DamagedCheckpointError, StorageError, TrainingInterrupted, WorkerDiedError, WorkerStartError
 from holdfast.metrics import decode_metrics, score_of
+from holdfast.persistence.right_of_way import never_preempting
 from holdfast.worker import protocol
 
 if TYPE_CHECKING:
@@ -112,6 +113,10 @@ class Controller:
 
         After success it waits for the validations that are open; otherwise they are left to the next driver.
         """
+        with never_preempting():
+            return self._run()
+
+    def _run(self) -> Outcome:
         validations = self._validations
         if validations is None:
             if pending := self._writer.pending_validations():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,18 +14,15 @@ from holdfast.persistence.file_systems import shows_removed_files
 from holdfast.persistence.known_digests import KnownDigests
 from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import RetryPolicy
+from holdfast.persistence.right_of_way import give_way
 from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
 from holdfast.persistence.staging import stage
 from holdfast.persistence.transfer import FileTransfer, Keys, register_file, store_file
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 from holdfast.stores.base import Store
-from holdfast.stores.lone_threads import work_alone
 
 if TYPE_CHECKING:
     from holdfast.persistence.kept import KeptFiles
-
-# What runs beside training gets a third of the share of a core that training has, where both want it.
-_NICENESS = 5
 
 
 class Uploader:
@@ -49,7 +44,7 @@ class Uploader:
         # Threads of their own, for what has once given way cannot take it back. One core is left to training.
         copies = store is not None and _is_on_this_machine(store)
         beside = min(self._threads, max(1, (os.cpu_count() or 1) - 1)) if copies else self._threads
-        self._beside = ThreadPoolExecutor(beside, "holdfast-upload-beside", initializer=_give_way)
+        self._beside = ThreadPoolExecutor(beside, "holdfast-upload-beside", initializer=give_way)
         self._guard = threading.Lock()
         self._running: set[ShardFuture] = set()
         self._is_closed = False
@@ -191,15 +186,6 @@ def _is_on_this_machine(store: Store) -> bool:
         return place is not None and not shows_removed_files(str(place))
     except OSError:  # it is made by the first who writes there
         return True
-
-
-def _give_way() -> None:
-    work_alone()
-    # Linux alone has priorities of threads; those that this one starts take over its own.
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def _undigested(transfer: FileTransfer, file: StagedFile) -> StoredFile:

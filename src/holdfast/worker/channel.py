@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 
 from holdfast.errors import DriverLostError
 from holdfast.worker import protocol
@@ -20,10 +21,13 @@ class Channel:
         self._num_unread = 0
         self._turn = threading.Lock()
 
-    def ask(self, question: protocol.Message) -> protocol.Answer:
+    def ask(self, question: protocol.Message, meanwhile: Callable[[], None] | None = None) -> protocol.Answer:
         """Sends a question and waits for its answer.
 
         The wait has no limit of its own: the controller limits it, and its death ends it.
+
+        Args:
+            meanwhile: Called once the question is sent; short, for it must not make the answer late.
 
         Raises:
             DriverLostError: The controller is gone.
@@ -35,6 +39,8 @@ class Channel:
             while self._num_unread > 1:
                 self.receive()
                 self._num_unread -= 1
+            if meanwhile is not None:
+                meanwhile()
             answer = self.receive()
             self._num_unread -= 1
             return answer

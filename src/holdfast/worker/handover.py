@@ -1,6 +1,6 @@
 """Open files on their way from a worker to its node: descriptors beside small frames, over a socket of their own.
 
-From the moment that `hand_over` returns, the node holds the bytes: the worker may delete the files, or die. Nothing is
+From the moment that `HandOver.send` returns, the node holds the bytes: the worker may delete the files, or die. Nothing is
 copied. On the same socket the node tells, unasked, what became of each checkpoint that was handed over.
 """
 
@@ -36,35 +36,60 @@ def regular_files(shard: StagedShard) -> list[StagedFile]:
     return [file for file in shard.files if file.kind == "file"]
 
 
-def hand_over(connection: socket.socket, index: int, shard: StagedShard) -> None:
-    """Sends a shard's files, open, to the node; waits only where the node has all it can hold.
+class HandOver:
+    """A shard's files on their way to the node.
 
     Args:
         connection: The worker's end.
         index: The report that the shard belongs to.
-
-    Raises:
-        ShardModifiedError: A file vanished or was replaced since it was staged.
-        CheckpointSourceError: A file cannot be read.
-        DriverLostError: The node is gone.
     """
-    root = layout.decode_path(shard.root)
-    files = regular_files(shard)
-    try:
-        for first in range(0, len(files), _PER_MESSAGE):
-            descriptors: list[int] = []
-            try:
-                # One after another into the list, so that an error leaves none unclosed.
-                batch = files[first : first + _PER_MESSAGE]
-                descriptors.extend(_open(root, file) for file in batch)
-                _send(connection, protocol.Files(index, first, len(descriptors)), descriptors)
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
-    except HoldfastError as error:
-        if not isinstance(error, DriverLostError):
-            _send(connection, protocol.Abandoned(index, error.kind, str(error)), [])
-        raise
+
+    def __init__(self, connection: socket.socket, index: int, shard: StagedShard) -> None:
+        self._socket = connection
+        self._index = index
+        self._root = layout.decode_path(shard.root)
+        self._files = regular_files(shard)
+        self._opened: list[int] = []
+        self._error: HoldfastError | None = None
+
+    def open_first(self) -> None:
+        """Opens as many files as one message takes, while the node thinks about its answer; `send` raises what goes wrong."""
+        try:
+            self._open(self._files[:_PER_MESSAGE])
+        except HoldfastError as error:
+            self._error = error
+
+    def send(self) -> None:
+        """Sends all of them, open; waits only where the node has all it can hold.
+
+        Raises:
+            ShardModifiedError: A file vanished or was replaced since it was staged.
+            CheckpointSourceError: A file cannot be read.
+            DriverLostError: The node is gone.
+        """
+        try:
+            if self._error is not None:
+                raise self._error
+            for first in range(0, len(self._files), _PER_MESSAGE):
+                if not self._opened:
+                    self._open(self._files[first : first + _PER_MESSAGE])
+                _send(self._socket, protocol.Files(self._index, first, len(self._opened)), self._opened)
+                self.close()
+        except HoldfastError as error:
+            if not isinstance(error, DriverLostError):
+                _send(self._socket, protocol.Abandoned(self._index, error.kind, str(error)), [])
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Closes this process's descriptors; safe to repeat."""
+        while self._opened:
+            os.close(self._opened.pop())
+
+    def _open(self, files: Sequence[StagedFile]) -> None:
+        for file in files:
+            self._opened.append(_open(self._root, file))
 
 
 def _open(root: str, file: StagedFile) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from holdfast.reported import ReportedCheckpoint, status_of
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
 from holdfast.worker.context import WorkerState, current
-from holdfast.worker.handover import hand_over
+from holdfast.worker.handover import HandOver
 from holdfast.worker.pending import PendingCheckpoint
 from holdfast.worker.staging_directory import handed_over, is_staging, remember_size
 from holdfast.worker.validation import pack_arguments
@@ -102,18 +103,35 @@ def report(
         question = _with_state(state, question)
     # Counted before the wait: a refused report was made all the same, on every rank alike.
     state.next_report += 1
-    answer = expect(state.channel.ask(question), protocol.Proceed)
-    if answer.latest is not None:
-        state.checkpoint = state.committed(answer.latest)
+    if question.hands_over and question.shard is not None:
+        return _handed_over(state, question, question.shard)
+    answer = _answered(state, state.channel.ask(question))
     if waits:
         return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
-    state.inbox.look()  # outcomes that nobody asks for must not pile up
-    pending = state.inbox.expect(question.index)
-    if question.hands_over and question.shard is not None:
-        hand_over(state.files, question.index, question.shard)
-        if question.shard.remove:
-            handed_over(state, layout.decode_path(question.shard.root))
+    return _expected(state, question)
+
+
+def _handed_over(state: WorkerState, call: protocol.ReportCall, shard: StagedShard) -> PendingCheckpoint:
+    """Asks for the shard to be taken, and hands its files over, of which the first are opened while the answer is awaited."""
+    with contextlib.closing(HandOver(state.files, call.index, shard)) as files:
+        _answered(state, state.channel.ask(call, files.open_first))
+        pending = _expected(state, call)
+        files.send()
+    if shard.remove:
+        handed_over(state, layout.decode_path(shard.root))
     return pending
+
+
+def _answered(state: WorkerState, answer: protocol.Answer) -> protocol.Proceed:
+    proceed = expect(answer, protocol.Proceed)
+    if proceed.latest is not None:
+        state.checkpoint = state.committed(proceed.latest)
+    return proceed
+
+
+def _expected(state: WorkerState, call: protocol.ReportCall) -> PendingCheckpoint:
+    state.inbox.look()  # outcomes that nobody asks for must not pile up
+    return state.inbox.expect(call.index)
 
 
 def _validation_task(state: WorkerState, wish: bool | ValidationTaskConfig) -> protocol.ValidationTask | None:
