@@ -289,12 +289,10 @@ class Fit:
             return error
         if outcome.failures:
             times = f"{outcome.attempts} attempt" + ("s" if outcome.attempts > 1 else "")
-            kept = (
-                f". The workers' output is kept in {self._store.url}/{LOGS}" if self._store.capabilities.append else ""
-            )
             group_error = WorkerGroupError(
                 f"run {self._name!r} failed after {times} (FailureConfig.max_failures="
-                f"{self._config.failure_config.max_failures}): {summarise(outcome.failures)}{kept}",
+                f"{self._config.failure_config.max_failures}): {summarise(outcome.failures)}. "
+                f"The workers' output is kept in {self._store.url}/{LOGS}",
                 outcome.failures,
             )
             # A person who lets it end the script sees the worker's own traceback first.

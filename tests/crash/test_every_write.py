@@ -118,7 +118,7 @@ def test_death_before_any_write_forgets_no_validation_and_no_score(tmp_path, kin
         held = {checkpoint.report_index: checkpoint for checkpoint in writer.checkpoints()}
         # The second is worse than the first and not the latest: it may go once it has its score, which follows the first's.
         assert reported - ({2} if 1 in validated else set()) <= set(held)
-        pending = {checkpoint.report_index for checkpoint in writer.pending_validations()}
+        pending = {checkpoint.report_index for checkpoint in writer.validations.pending()}
         known = {
             index for index in held if held[index].name in found.notes and found.notes[held[index].name].validation
         }

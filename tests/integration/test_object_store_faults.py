@@ -143,8 +143,9 @@ def test_an_upload_that_fails_at_its_end_is_no_success(
 
 def test_a_write_that_is_confirmed_and_not_there_is_no_success(store: Store, proxy: Proxy, tmp_path: Path) -> None:
     proxy.fail(Fault("PUT", answers=b'HTTP/1.1 200 OK\r\nETag: "x"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'))
-    with pytest.raises(StorageUnavailableError, match="now says that it has not"):
-        put(store, "c/file", tmp_path, b"data")
+    put(store, "c/file", tmp_path, b"data")
+    with pytest.raises(StorageUnavailableError, match="now does not list it"):
+        store.confirm("c", {"file": 4})
 
 
 def test_a_store_that_comes_back_is_tried_again(

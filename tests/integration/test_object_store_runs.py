@@ -50,6 +50,7 @@ def count(config):
             first = json.loads(Path(directory, "state.json").read_text())["step"] + 1
             assert Path(directory, "shards", "1.bin").stat().st_size == 10_000
     for step in range(first, config["steps"]):
+        print("at step", step)
         if rank == 1 and step == 3 and checkpoint is None:
             os.kill(os.getpid(), signal.SIGKILL)
         make = train.staging_directory if config["stages"] else tempfile.TemporaryDirectory
@@ -86,6 +87,13 @@ def test_a_job_comes_back_from_a_bucket_after_a_kill_and_on_another_day(server, 
     assert result.metrics["first"] in ((3,) if mode != "async" else (2, 3))
     again = fit(url, 7, stages=mode == "staging", how=how)
     assert (again.metrics["step"], again.metrics["first"]) == (6, 5)
+
+    logs = {
+        entry.key: open_store(url).read(entry.key)
+        for entry in open_store(url).list("run/.holdfast/logs", recursive=True)
+    }
+    assert len(logs) == 6  # of three attempts, two ranks each
+    assert logs["run/.holdfast/logs/attempt_000002/rank_00001.log"] == b"at step 5\nat step 6\n"
 
     run = train.Run(url.replace("/exp?", "/exp/run?"))
     assert [each.metrics["step"] for each in run.checkpoints] == [5, 6]
@@ -186,3 +194,62 @@ def test_a_validation_reads_its_checkpoint_from_the_bucket(server):
     ).fit()
     (checkpoint,) = train.Run(url.replace("/exp?", "/exp/run?")).checkpoints
     assert checkpoint.metrics == {"step": 7, "checked": 7}
+
+
+def stores_by_itself(config):
+    rank = train.get_context().get_world_rank()
+    if not train.get_checkpoint():
+        name = "mine"
+        store = open_store(config["url"].replace("/exp?", f"/exp/run/{name}?"))
+        store.write(f"shards/{rank}.bin", b"x" * (10 + rank))
+        path = train.get_context().get_storage().build_checkpoint_path_from_name(name)
+        how = train.CheckpointUploadMode.NO_UPLOAD
+        train.report({"step": 0}, Checkpoint(path), checkpoint_upload_mode=how)
+
+    def upload(checkpoint, name):
+        store = open_store(config["url"].replace("/exp?", f"/exp/run/{name}?"))
+        store.write(f"copied/{rank}.bin", Path(checkpoint.path, "file").read_bytes())
+        return Checkpoint(train.get_context().get_storage().build_checkpoint_path_from_name(name))
+
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "file").write_bytes(b"y" * (20 + rank))
+        train.report({"step": 1}, Checkpoint(directory), checkpoint_upload_fn=upload)
+    assert train.get_checkpoint().path.startswith("s3://")
+    with train.get_checkpoint().as_directory() as directory:
+        assert sorted(path.name for path in Path(directory, "copied").iterdir()) == ["0.bin", "1.bin"]
+
+
+def test_checkpoints_that_a_user_has_stored_are_registered(server):
+    url = server.url(server.make_bucket(), "exp")
+    trainer = DataParallelTrainer(
+        stores_by_itself,
+        train_loop_config={"url": url},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="run", storage_path=url, progress="quiet"),
+    )
+    trainer.fit()
+    run = train.Run(url.replace("/exp?", "/exp/run?"))
+    first, second = run.checkpoints
+    assert first.checkpoint.path.endswith("/mine")
+    assert (first.metrics, second.metrics) == ({"step": 0}, {"step": 1})
+    with first.checkpoint.as_directory() as directory:
+        assert Path(directory, "shards", "1.bin").read_bytes() == b"x" * 11
+    # Sizes are known, digests are not.
+    open_store(url.replace("/exp?", "/exp/run/mine?")).write("shards/1.bin", b"x")
+    assert "bytes instead of 11" in str(run.verify()["mine"])
+
+
+def test_what_lies_elsewhere_is_not_registered(server):
+    url = server.url(server.make_bucket(), "exp")
+
+    def loop():
+        how = train.CheckpointUploadMode.NO_UPLOAD
+        for path in ("s3://bucket/other/run/mine", "/tmp"):
+            with pytest.raises(train.CheckpointSourceError, match="does not lie at"):
+                train.report({}, Checkpoint(path), checkpoint_upload_mode=how)
+        place = train.get_context().get_storage().build_checkpoint_path_from_name("nothing")
+        with pytest.raises(train.EmptyCheckpointError):
+            train.report({}, Checkpoint(place), checkpoint_upload_mode=how)
+
+    config = RunConfig(name="run", storage_path=url, progress="quiet")
+    assert DataParallelTrainer(loop, run_config=config).fit().checkpoint is None

@@ -88,10 +88,10 @@ class RunStorage(RuleBasedStateMachine):
         assert self.writer.first_report == max(self.reports, default=0) + 1
         self._take_over()
         # As a driver does: what no earlier one came to is validated now.
-        resumed = self.writer.pending_validations()
+        resumed = self.writer.validations.pending()
         assert {checkpoint.report_index for checkpoint in resumed} <= self.pending
         for checkpoint in resumed:
-            self.writer.hold_for_validation(checkpoint)
+            self.writer.validations.hold(checkpoint)
         self.pending = {checkpoint.report_index for checkpoint in resumed}
 
     def _take_over(self) -> None:
@@ -112,7 +112,7 @@ class RunStorage(RuleBasedStateMachine):
         committed = report(self.writer, source, files, metrics, index=index, validates=validates)
         self.reports.append(index)
         if validates:
-            self.writer.hold_for_validation(committed)
+            self.writer.validations.hold(committed)
             self.pending.add(index)
         self._retain([*self.kept, _Entry(index, score)])
 
@@ -126,7 +126,7 @@ class RunStorage(RuleBasedStateMachine):
         entry = data.draw(st.sampled_from([entry for entry in self.kept if entry.index in self.pending]))
         checkpoint = next(each for each in self.writer.checkpoints() if each.report_index == entry.index)
         status, metrics = ("failed", None) if score is None else ("validated", encode_metrics({"score": score}))
-        self.writer.end_validation(checkpoint, status, metrics).result()
+        self.writer.validations.end(checkpoint, status, metrics).result()
         self.pending.discard(entry.index)
         scored = entry if score is None else replace(entry, score=score)
         entries = [scored if each is entry else each for each in self.kept]

@@ -117,11 +117,11 @@ def _validating(store: Store, tell: Tell) -> None:
     for index in (1, 2, 3):
         files = contents(index)
         committed.append(report(writer, source, files, {"loss": 1.0}, index=index, validates=True))
-        writer.hold_for_validation(committed[-1])
+        writer.validations.hold(committed[-1])
         tell(f"report {index}")
     for checkpoint in committed:
         score = b'{"score":%d}' % -checkpoint.report_index
-        writer.end_validation(checkpoint, "validated", score).result()
+        writer.validations.end(checkpoint, "validated", score).result()
         tell(f"validated {checkpoint.report_index}")
     writer.close()
 

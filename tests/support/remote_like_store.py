@@ -36,6 +36,7 @@ class RemoteLikeStore(Store):
             durable_writes=True,
             kernel_lock=False,
             links=False,
+            copies=True,
         )
 
     def child(self, key: str) -> RemoteLikeStore:
@@ -76,6 +77,13 @@ class RemoteLikeStore(Store):
         if self.exists(key):
             raise StoreExistsError(f"{key!r} exists")
         return False
+
+    def copy(self, source: str, target: str, size_bytes: int) -> bool:
+        try:
+            self._store.write(self._key(target), self._store.read(self._key(source)))
+        except StorageError:
+            return False
+        return True
 
     def put_symlink(self, key: str, target: str) -> None:
         return

@@ -127,8 +127,12 @@ class Attempt:
         self._listings.look()
 
     def give_up(self) -> None:
-        """As `kill`, and waits no longer for what is still being stored; a commit that has begun comes to its end."""
+        """As `kill`, and waits no longer for what is still being stored; a commit that has begun comes to its end.
+
+        Should the store be silent, that end comes within seconds.
+        """
         self.kill()
+        self._writer.store.hurry()
         for meeting, name in self._rounds.storing():
             self._observer.message(f"{name} is given up: it was not stored in time")
             self._rounds.cancel(meeting, HoldfastError("the run was stopped before it was stored"))

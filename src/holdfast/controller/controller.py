@@ -100,12 +100,16 @@ class Controller:
         self._attempt: Attempt | None = None
         self._outcome = Outcome()
         self._signals = 0
+        self._asked = 0
 
     def stop_soon(self, signum: int) -> None:
         """Asks for the end: the first call lets workers unwind and commits finish, the second kills.
 
         Safe in a signal handler and from any thread.
         """
+        self._asked += 1
+        if self._asked > 1:
+            self._writer.store.hurry()  # the loop itself may be waiting for it
         self._reactor.post(lambda: self._stop(signum))
 
     def run(self) -> Outcome:
@@ -119,7 +123,7 @@ class Controller:
     def _run(self) -> Outcome:
         validations = self._validations
         if validations is None:
-            if pending := self._writer.pending_validations():
+            if pending := self._writer.validations.pending():
                 self._observer.message(
                     f"checkpoints that wait for a validation: {len(pending)}. This trainer has no validation_config, so nobody "
                     "validates them, and retention takes them as they are"

@@ -77,7 +77,7 @@ class Listings:
             protocol.ReportedEntry(
                 each.name,
                 bytes(each.metrics),
-                "pending" if each.name in waiting else self._writer.validation_of(each),
+                "pending" if each.name in waiting else self._writer.validations.status_of(each),
             )
             for each in self._writer.checkpoints()
         ]

@@ -99,7 +99,7 @@ class Validations:
 
     def resume(self) -> None:
         """Takes up what an earlier driver did not come to, with the arguments of this one's configuration."""
-        for checkpoint in self._writer.pending_validations():
+        for checkpoint in self._writer.validations.pending():
             self._add(_Waiting(checkpoint, protocol.ValidationTask(), trusted=False))
 
     def add(self, checkpoint: CommittedCheckpoint, task: protocol.ValidationTask) -> None:
@@ -107,7 +107,7 @@ class Validations:
         self._add(_Waiting(checkpoint, task, trusted=True))
 
     def _add(self, waiting: _Waiting) -> None:
-        self._writer.hold_for_validation(waiting.checkpoint)
+        self._writer.validations.hold(waiting.checkpoint)
         self._queue.append(waiting)
         if len(self._queue) >= self._many:
             self._many *= 10
@@ -233,7 +233,7 @@ class Validations:
             self._observer.validated(checkpoint.name, metrics, time.monotonic() - running.since_s)
             self._look_for_score(checkpoint, metrics)
         self._ending = checkpoint
-        noted = self._writer.end_validation(
+        noted = self._writer.validations.end(
             checkpoint, status, metrics, error=detail or None, last_lines=running.traceback
         )
         self._reactor.when_done(noted, lambda _: self._ended())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,7 +26,7 @@ from holdfast.persistence.manifest import committed_of
 from holdfast.persistence.merge import merge_metadata, merge_receipts
 from holdfast.persistence.release import changed_while_shared, release
 from holdfast.persistence.retry import RetryPolicy, retried
-from holdfast.persistence.transfer import Keys
+from holdfast.persistence.transfer import Traces
 from holdfast.records import CommittedCheckpoint, Manifest, ShardReceipt, StagedShard
 from holdfast.stores.base import Store
 
@@ -68,8 +68,19 @@ class Owner(Protocol):
     def given_up(self, name: str) -> None:
         """The checkpoint will not exist, and nothing of it is on its way any more: its name is free."""
 
-    def committed(self, checkpoint: CommittedCheckpoint, manifest: Manifest, files: Sequence[str] | None) -> None:
-        """The checkpoint exists: `files` are to be flushed behind (None: read them then)."""
+    def committed(
+        self,
+        checkpoint: CommittedCheckpoint,
+        manifest: Manifest,
+        files: Sequence[str] | None,
+        samples: Mapping[str, str] | None,
+    ) -> None:
+        """The checkpoint exists.
+
+        Args:
+            files: They are to be flushed behind; None: read them then.
+            samples: Of its files, as `Traces` has them; None where they lie in place.
+        """
 
 
 class CheckpointWriter:
@@ -88,7 +99,7 @@ class CheckpointWriter:
         self._registered: StagedShard | None = None
         self._futures: list[Future[ShardReceipt]] = []
         self._kept: KeptFiles | None = None
-        self._keys = Keys()
+        self._traces = Traces()
         self._claimed: Future[None] | None = None
         self._ended = False
 
@@ -129,7 +140,7 @@ class CheckpointWriter:
                 descriptors=descriptors,
                 predecessor=self._owner.predecessor,
                 kept=self._kept,
-                keys=self._keys,
+                traces=self._traces,
                 after=self._claimed,
             )
             self._shards.append(shard)
@@ -209,6 +220,8 @@ class CheckpointWriter:
 
             def step() -> CommittedCheckpoint:
                 self._owner.check_lease()
+                if not self._in_place:
+                    self._confirm(manifest)
                 if validates:
                     # Dying on the next line leaves a note of a checkpoint that does not exist, which nobody reads. Noted
                     # after the commit, the wish could be lost although `report` has returned.
@@ -290,11 +303,20 @@ class CheckpointWriter:
         """
         # Where there is no renaming, such can come from a driver that has ended, or should have: a request of its that
         # arrives late.
-        if strange := self._keys.strange():
+        if strange := self._traces.strange():
             raise CheckpointExistsError(
                 f"another program wrote {strange[0]!r} of checkpoint {self.name!r} while that was being stored at "
                 f"{self._store.url} (a driver that was taken to be dead?); report it once more"
             )
+
+    def _confirm(self, manifest: Manifest) -> None:
+        """Nothing is committed that the store does not list.
+
+        Raises:
+            StorageUnavailableError: It misses a file, or lists another size.
+        """
+        sizes = {layout.decode_path(file.path): file.size_bytes for file in manifest.files if file.kind == "file"}
+        self._store.confirm(self._place, sizes)
 
     def _check_adopted(self) -> None:
         """Files that were taken over still have their old names, too; nobody may have written to them meanwhile.
@@ -329,7 +351,7 @@ class CheckpointWriter:
             files = ()
         elif len(manifest.files) <= _KEPT_FILES:
             files = files_of(manifest, self.name, metadata=metadata is not None)
-        self._owner.committed(committed, manifest, files)
+        self._owner.committed(committed, manifest, files, None if self._in_place else self._traces.samples)
         try:
             self._owner.keeper.committed(manifest, self._kept)
         except Exception as error:  # noqa: BLE001 - it makes a restart quick, and the checkpoint is there without it

@@ -1,28 +1,188 @@
-"""What workers and validations print, kept in the run where the store can append."""
+"""What workers and validations print, kept in the run.
+
+A store that can append takes each line at once. Elsewhere lines gather in a file of this machine that has no name, and all of them
+go out as one object, again and again, with pauses that grow with its size. A driver that dies loses what the last of them lacks.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
+import threading
+import time
 
-from holdfast.errors import StorageError
-from holdfast.stores.base import Store
+from holdfast.errors import StorageError, StoreNotFoundError
+from holdfast.stores.base import AppendHandle, Store
 
 _LOG = logging.getLogger("holdfast")
+_FIRST_PAUSE_S = 5.0
+# What is sent again and again takes no more than this of the network.
+_BYTES_PER_S = 1 << 20
+# Then the next object begins: no more is sent at once, or held in memory for it.
+_LARGEST_BYTES = 32 << 20
+_CLOSE_S = 10.0
 
 
-def append_text(store: Store, key: str, text: str) -> None:
-    """Adds a text to a log; one that cannot be written is told of and fails nothing.
+class Logs:
+    """The logs of one run that this process writes. Safe for threads.
 
     Args:
         store: Rooted at the run's directory.
     """
-    if not store.capabilities.append:
-        return
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: list[_GatheredLog] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def open(self, key: str) -> AppendHandle:
+        """A log that is written to for a while.
+
+        Raises:
+            StorageError: It cannot be.
+        """
+        if self._store.capabilities.append:
+            return self._store.open_append(key)
+        log = _GatheredLog(self._store, key, self._changed)
+        with self._changed:
+            self._open.append(log)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send, name="holdfast-logs", daemon=True)
+                self._thread.start()
+        return log
+
+    def close(self) -> None:
+        """Sends what has not been sent; not for long, for the training itself is over and saved."""
+        with self._changed:
+            self._closed = True
+            for log in self._open:
+                log.close()
+            thread = self._thread
+            self._changed.notify_all()
+        if thread is not None:
+            thread.join(_CLOSE_S)
+
+    def _send(self) -> None:
+        while True:
+            with self._changed:
+                self._open = [log for log in self._open if not log.is_done]
+                due = [log for log in self._open if log.is_due()]
+                if not due:
+                    if self._closed:
+                        return
+                    self._changed.wait(_FIRST_PAUSE_S / 5 if self._open else None)
+                    continue
+            for log in due:
+                log.send()
+
+
+class _GatheredLog:
+    """A log in a store that cannot append."""
+
+    def __init__(self, store: Store, key: str, changed: threading.Condition) -> None:
+        self._store = store
+        self._key = key
+        self._changed = changed
+        self._part = 0
+        self._file = _nameless(key)
+        self._size_bytes = 0
+        self._sent_bytes = 0
+        self._next_s = time.monotonic() + _FIRST_PAUSE_S
+        self._ended = False
+        self._is_told = False
+
+    def write(self, data: bytes) -> None:
+        """Adds lines; it never waits for the store."""
+        with self._changed:
+            try:
+                os.write(self._file, data)
+            except OSError as error:
+                raise StorageError(f"Cannot keep the log {self._key!r}: {os.strerror(error.errno or 0)}") from error
+            self._size_bytes += len(data)
+
+    def close(self) -> None:
+        """Nothing more comes; the rest is sent behind."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to be sent; then its file is closed."""
+        if self._ended and self._sent_bytes == self._size_bytes and self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        return self._file < 0
+
+    def is_due(self) -> bool:
+        """Whether there is something to be sent now."""
+        return self._sent_bytes < self._size_bytes and (self._ended or time.monotonic() >= self._next_s)
+
+    def send(self) -> None:
+        """Puts what there is, over what was put before."""
+        with self._changed:
+            num_bytes, was_ended = self._size_bytes, self._ended
+        # What has been written does not change any more.
+        data = os.pread(self._file, num_bytes, 0)
+        is_sent = True
+        try:
+            # Dying on the next line leaves the log as it was sent before.
+            self._store.write(f"{self._key}.{self._part}" if self._part else self._key, data)
+        except StorageError as error:
+            is_sent = False
+            if not self._is_told:
+                self._is_told = True
+                _LOG.warning("the log %s could not be kept in the run: %s", self._key, error)
+        with self._changed:
+            self._next_s = time.monotonic() + max(_FIRST_PAUSE_S, num_bytes / _BYTES_PER_S)
+            # One that has ended is not tried again: nobody waits for it.
+            if is_sent or was_ended:
+                self._sent_bytes = num_bytes
+            if is_sent and num_bytes >= _LARGEST_BYTES:
+                self._begin_part(num_bytes)
+
+    def _begin_part(self, num_bytes: int) -> None:
+        rest = os.pread(self._file, self._size_bytes - num_bytes, num_bytes)
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        os.write(self._file, rest)
+        self._part += 1
+        self._size_bytes, self._sent_bytes = len(rest), 0
+
+
+def append_text(store: Store, key: str, text: str) -> None:
+    """Adds a text to a log that nobody writes to any more; one that cannot be written is told of and fails nothing.
+
+    Args:
+        store: Rooted at the run's directory.
+    """
+    data = text.encode("utf-8", "surrogateescape")
     try:
+        if not store.capabilities.append:
+            store.write(key, _read(store, key) + data)
+            return
         log = store.open_append(key)
         try:
-            log.write(text.encode("utf-8", "surrogateescape"))
+            log.write(data)
         finally:
             log.close()
     except StorageError as error:
         _LOG.warning("the log %s could not be written: %s", key, error)
+
+
+def _read(store: Store, key: str) -> bytes:
+    try:
+        return store.read(key)
+    except StoreNotFoundError:
+        return b""
+
+
+def _nameless(key: str) -> int:
+    try:
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+    except OSError as error:
+        raise StorageError(f"Cannot keep the log {key!r}: {os.strerror(error.errno or 0)}") from error

@@ -1,13 +1,17 @@
-"""The checkpoint before: files that did not change since are stored once, by a hard link.
+"""The checkpoint before: files that did not change since are not written again.
 
-Frozen weights, tokenizers and the like then cost one reading, for the digest, and no space. Whoever changes such a file
-in place changes it in every checkpoint that shares it; verification finds it in all of them.
+On a disk with hard links frozen weights, tokenizers and the like then cost one reading, for the digest, and no space. Whoever changes
+such a file in place changes it in every checkpoint that shares it; verification finds it in all of them. A store that can copy by
+itself is asked to: that costs a request, and no byte that is sent.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Protocol
+
+import xxhash
 
 from holdfast.errors import StoreNotFoundError
 from holdfast.persistence import layout
@@ -18,11 +22,81 @@ from holdfast.stores.base import Store
 
 # Below it a copy costs no more than a link.
 _SHARED_FROM_BYTES = 16 * 1024
+# Below it sending is as quick as asking for a copy.
+_COPIED_FROM_BYTES = 256 * 1024
 _SAMPLE_BYTES = 4096
 
 
-class Predecessor:
-    """A committed checkpoint on this machine, as it was when it was committed or verified.
+class Predecessor(Protocol):
+    """A committed checkpoint whose files may serve for the next one."""
+
+    def candidate(self, file: StagedFile, descriptor: int) -> str | None:
+        """The digest that an open file must have for ours to serve; None where a few samples show that it differs.
+
+        Reading all of it for its digest is worth while only then: what has changed must be read again to be stored.
+        """
+
+    def share(self, file: StagedFile, key: str) -> bool:
+        """Puts our file at `key`, too; False where that cannot be done.
+
+        Raises:
+            StoreExistsError: Something lies there.
+        """
+
+
+def sample_of(descriptor: int, size_bytes: int) -> str | None:
+    """What tells two versions of an open file apart, nearly always; None for a file that is too small to be copied by a store."""
+    if size_bytes < _COPIED_FROM_BYTES:
+        return None
+    return xxhash.xxh3_128_hexdigest(b"".join(_samples(descriptor, size_bytes)))
+
+
+def predecessor_of(
+    store: Store,
+    manifest: Manifest,
+    statuses: Mapping[str, os.stat_result] | None,
+    samples: Mapping[str, str] | None,
+) -> Predecessor | None:
+    """The checkpoint as one whose files may serve for the next; None where the store can neither link nor copy.
+
+    Args:
+        store: Rooted at the run's directory.
+        manifest: What the checkpoint consists of.
+        statuses: What stat said of its files when they were known to be right, by path; None where there is no stat.
+        samples: What `sample_of` said of them, by path; None where nobody knows.
+    """
+    if store.capabilities.links and statuses is not None:
+        return LinkedPredecessor(store, manifest, statuses)
+    return CopiedPredecessor(store, manifest, samples) if store.capabilities.copies else None
+
+
+class CopiedPredecessor:
+    """A checkpoint in a store that can copy by itself; see `predecessor_of`."""
+
+    def __init__(self, store: Store, manifest: Manifest, samples: Mapping[str, str] | None) -> None:
+        self._store = store
+        self._name = manifest.name
+        self._files = {file.path: file for file in manifest.files if file.size_bytes >= _COPIED_FROM_BYTES}
+        self._samples = samples
+
+    def candidate(self, file: StagedFile, descriptor: int) -> str | None:
+        """See `Predecessor`; where nothing is known of the bytes, they are read."""
+        ours = self._files.get(file.path)
+        if ours is None or ours.kind != "file" or ours.digest is None or not is_known(ours.digest):
+            return None
+        if ours.size_bytes != file.size_bytes:
+            return None
+        if self._samples is not None and self._samples.get(file.path) != sample_of(descriptor, file.size_bytes):
+            return None
+        return ours.digest
+
+    def share(self, file: StagedFile, key: str) -> bool:
+        """See `Predecessor`. Dying right after it leaves an object that no manifest names, as after any upload."""
+        return self._store.copy(f"{self._name}/{layout.decode_path(file.path)}", key, file.size_bytes)
+
+
+class LinkedPredecessor:
+    """A checkpoint on a disk of this machine, as it was when it was committed or verified.
 
     Args:
         store: Rooted at the run's directory.
@@ -37,10 +111,7 @@ class Predecessor:
         self._statuses = statuses
 
     def candidate(self, file: StagedFile, descriptor: int) -> str | None:
-        """The digest that an open file must have to be shared; None where a few samples show that it differs.
-
-        Reading all of it for its digest is worth while only then: what has changed must be read again to be copied.
-        """
+        """See `Predecessor`."""
         ours = self._files.get(file.path)
         if ours is None or ours.kind != "file" or ours.digest is None or not is_known(ours.digest):
             return None
@@ -51,9 +122,8 @@ class Predecessor:
         except OSError:
             return None
         try:
-            for offset in (0, file.size_bytes // 2, file.size_bytes - _SAMPLE_BYTES):
-                if os.pread(descriptor, _SAMPLE_BYTES, offset) != os.pread(other, _SAMPLE_BYTES, offset):
-                    return None
+            if _samples(descriptor, file.size_bytes) != _samples(other, file.size_bytes):
+                return None
         except OSError:
             return None
         finally:
@@ -61,11 +131,7 @@ class Predecessor:
         return ours.digest
 
     def share(self, file: StagedFile, key: str) -> bool:
-        """Puts a link to our file at `key`; False where that cannot be done, or our file was touched.
-
-        Raises:
-            StoreExistsError: Something lies there.
-        """
+        """See `Predecessor`; False also where our file was touched."""
         ours = self._files[file.path]
         if not self._is_untouched(ours):
             return False
@@ -86,10 +152,6 @@ class Predecessor:
             return False
 
 
-def predecessor_of(
-    store: Store, manifest: Manifest, statuses: Mapping[str, os.stat_result] | None
-) -> Predecessor | None:
-    """The checkpoint as one whose files can be shared; None where the store has no hard links, or no stat."""
-    if statuses is None or not store.capabilities.links:
-        return None
-    return Predecessor(store, manifest, statuses)
+def _samples(descriptor: int, size_bytes: int) -> list[bytes]:
+    offsets = (0, size_bytes // 2, size_bytes - _SAMPLE_BYTES)
+    return [os.pread(descriptor, _SAMPLE_BYTES, offset) for offset in offsets]

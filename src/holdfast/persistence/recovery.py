@@ -26,12 +26,14 @@ class Finding:
         gone: Nothing of it is there any more.
         manifest: What it consists of, where it could be read.
         compared: Its digests were compared just now.
+        fingerprint: What stat said of its files before that.
     """
 
     damage: str | None = None
     gone: bool = False
     manifest: Manifest | None = None
     compared: bool = False
+    fingerprint: Fingerprint | None = None
 
     @property
     def usable(self) -> bool:
@@ -55,25 +57,33 @@ class Fingerprints:
         self._compared: tuple[str, str] | None = None
 
     def take(self, manifest: Manifest) -> Fingerprint | None:
-        """Remembers a checkpoint that was committed or verified this instant; gives what stat said, where there is a stat."""
+        """Remembers a checkpoint that was committed this instant; gives what stat says, where there is a stat."""
+        found = self.look(manifest)
+        self.remember(manifest, found)
+        return found
+
+    def look(self, manifest: Manifest) -> Fingerprint | None:
+        """What stat says of a checkpoint's files, where there is a stat."""
         from holdfast.persistence.verify import fingerprint
 
-        found = fingerprint(self._store, manifest.name, manifest)
+        return fingerprint(self._store, manifest.name, manifest)
+
+    def remember(self, manifest: Manifest, found: Fingerprint | None) -> None:
+        """What was looked up before a checkpoint's digests proved to be right."""
         self._taken[manifest.name] = (manifest.id, found)
         while len(self._taken) > self._KEPT:
             del self._taken[next(iter(self._taken))]
-        return found
 
-    def match(self, manifest: Manifest) -> bool:
-        """Whether nothing has touched the files since."""
-        from holdfast.persistence.verify import all_untouched, fingerprint, is_older_than_manifest
+    def match(self, manifest: Manifest, found: Fingerprint | None) -> bool:
+        """Whether nothing had touched the files when they were looked up just now."""
+        from holdfast.persistence.verify import all_untouched, is_older_than_manifest
 
         checkpoint_id, taken = self._taken.get(manifest.name, ("", None))
         if checkpoint_id != manifest.id:
             return False
         if taken is None:
             return is_older_than_manifest(self._store, manifest.name)
-        return all_untouched(taken, fingerprint(self._store, manifest.name, manifest))
+        return all_untouched(taken, found)
 
     def forget(self) -> None:
         """Somebody has found a checkpoint damaged, whatever stat and times say: digests are compared again."""
@@ -121,7 +131,9 @@ def examine(
     if manifest.id != checkpoint.id:
         return Finding(damage=f"{child.url} is another checkpoint than the one that was committed there")
     damages = find_damage(store, checkpoint.name, manifest, digests=False)
-    compared = not damages and not fingerprints.match(manifest)
+    # Looked up first: what is written to a file while it is compared, or after, is found by the next look.
+    looked = fingerprints.look(manifest) if not damages else None
+    compared = not damages and not fingerprints.match(manifest, looked)
     if compared:
         try:
             # What is read to be compared need not be read again to be restored.
@@ -132,6 +144,6 @@ def examine(
     if not damages:
         if compared:
             fingerprints.note_compared(manifest)
-        return Finding(manifest=manifest, compared=compared)
+        return Finding(manifest=manifest, compared=compared, fingerprint=looked)
     first = f"{damages[0].path!r}: {damages[0].reason}"
     return Finding(damage=first if len(damages) == 1 else f"{first}, and {len(damages) - 1} more")

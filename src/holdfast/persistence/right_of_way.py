@@ -14,25 +14,48 @@ from holdfast.stores.lone_threads import work_alone
 _NICENESS = 5
 
 
+class _Before(threading.local):
+    policy: int | None = None
+
+
+_before = _Before()
+
+
 @contextlib.contextmanager
 def never_preempting() -> Iterator[None]:
     """While the block runs, this thread takes a core only when that is free, or at the end of another's time on it.
 
     Linux would often wake a thread on the core of whoever woke it, and in its place: a worker that hands its files over then
-    stands still for a millisecond. Threads and processes that are started meanwhile are not concerned. Elsewhere nothing happens.
+    stands still for a millisecond. Threads that are started meanwhile are the same; processes are too, but in `as_usual`. Elsewhere
+    nothing happens.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
         yield
         return
-    before = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
     # sched(7): SCHED_BATCH is what never preempts; any process may choose it, and take it back.
-    is_set = before == os.SCHED_OTHER and _set_policy(os.SCHED_BATCH | os.SCHED_RESET_ON_FORK)
+    if not _set_policy(os.SCHED_BATCH):
+        yield
+        return
+    _before.policy = os.SCHED_OTHER
     try:
         yield
     finally:
-        if is_set:
-            # Nobody without privileges may take that flag back; all it does is to give children the usual policy, too.
-            _set_policy(before | os.SCHED_RESET_ON_FORK)
+        _before.policy = None
+        _set_policy(os.SCHED_OTHER)
+
+
+@contextlib.contextmanager
+def as_usual() -> Iterator[None]:
+    """A process that is started in the block is as it would be outside of `never_preempting`."""
+    policy = _before.policy
+    if policy is None:
+        yield
+        return
+    _set_policy(policy)
+    try:
+        yield
+    finally:
+        _set_policy(os.SCHED_BATCH)
 
 
 def give_way() -> None:
@@ -40,7 +63,7 @@ def give_way() -> None:
     work_alone()
     # Linux alone has priorities of threads; those that this one starts take over its own.
     if sys.platform == "linux":
-        if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER:
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
             _set_policy(os.SCHED_BATCH)
         with contextlib.suppress(OSError):
             thread = threading.get_native_id()

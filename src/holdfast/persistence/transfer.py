@@ -14,7 +14,7 @@ from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageEr
 from holdfast.persistence import layout
 from holdfast.persistence.digest import FileHasher, digest_fd
 from holdfast.persistence.known_digests import KnownDigests
-from holdfast.persistence.predecessor import Predecessor
+from holdfast.persistence.predecessor import Predecessor, sample_of
 from holdfast.persistence.retry import Retries, RetryPolicy
 from holdfast.persistence.sources import REPLACED, open_source, source_of
 from holdfast.records import StagedFile, StoredFile
@@ -32,16 +32,18 @@ class UploadStopped(Exception):  # noqa: N818 - not an error of anything
 
 
 @dataclass(frozen=True)
-class Keys:
-    """What one checkpoint's shards have come upon at their keys, by record path. Safe for threads.
+class Traces:
+    """What one checkpoint's shards have come upon, for its commit and for the checkpoint after it, by record path. Safe for threads.
 
     Attributes:
         written: Files that one of them has stored.
         found: Files that something else had been stored in the place of: another rank's, or a stranger's.
+        samples: Of files that the store could copy by itself, what `predecessor.sample_of` says.
     """
 
     written: set[str] = field(default_factory=set)
     found: set[str] = field(default_factory=set)
+    samples: dict[str, str] = field(default_factory=dict)
 
     def strange(self) -> list[str]:
         """What lies there and was not stored by any of them, once all are done."""
@@ -59,11 +61,11 @@ class FileTransfer:
         stop: Set when another file failed or the upload was cancelled.
         descriptors: Files that were handed over open, by path; they are read whatever lies in the directory now, and
             closed here.
-        predecessor: The checkpoint whose unchanged files may be shared.
+        predecessor: The checkpoint whose unchanged files need not be sent again.
         known: Digests of files that need not be read again.
         linked: The paths of files that were taken over already.
         kept: Gets each file that is stored, open.
-        keys: Told of each file whether it was stored, or its key was taken.
+        traces: Told of each file whether it was stored, or its key was taken.
     """
 
     root: str
@@ -79,7 +81,7 @@ class FileTransfer:
     known: KnownDigests = field(default_factory=KnownDigests)
     linked: set[str] = field(default_factory=set)
     kept: KeptFiles | None = None
-    keys: Keys = field(default_factory=Keys)
+    traces: Traces = field(default_factory=Traces)
 
     def source(self, file: StagedFile) -> str:
         """Where the file lies on this machine."""
@@ -184,8 +186,9 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
         _check_unmodified(source, file, status, with_ctime=not is_linked and not is_removed)
         progress = _Progress(transfer, file)
         try:
-            # Where nothing can be linked, everything is read to be sent.
-            can_share = transfer.store.capabilities.links
+            # Where nothing can be shared, everything is read to be sent.
+            able = transfer.store.capabilities
+            can_share = able.links or able.copies
             known = transfer.known.before_reading(descriptor, status) if can_share else None
             digest, is_shared = _share(transfer, file, descriptor, progress)
             if digest is not None and not is_shared:
@@ -195,7 +198,7 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
             if not is_linked and not is_shared and transfer.adopt and status.st_nlink == 1 and file.source is None:
                 is_linked = _adopt(transfer, file, source if held is None else held, descriptor)
             if is_linked or is_shared:
-                transfer.keys.written.add(file.path)
+                transfer.traces.written.add(file.path)
             else:
                 digest = _copy(transfer, file, descriptor, progress)
             if digest is None:
@@ -208,6 +211,8 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
         except BaseException:
             progress.take_back()
             raise
+        if able.copies and (sample := sample_of(descriptor, file.size_bytes)) is not None:
+            transfer.traces.samples[file.path] = sample
         progress.complete()
         if transfer.kept is not None:
             transfer.kept.add(file, descriptor)
@@ -218,7 +223,7 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
 
 
 def _share(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _Progress) -> tuple[str | None, bool]:
-    """The file's digest where all of it was read, and whether the store has it now by a link to an equal one."""
+    """The file's digest where all of it was read, and whether the store has it now by a link to an equal one, or a copy of it."""
     predecessor = transfer.predecessor
     wanted = predecessor.candidate(file, descriptor) if predecessor is not None else None
     if predecessor is None or wanted is None or file.path in transfer.linked:
@@ -258,13 +263,13 @@ def _copy(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _
             hasher=progress.hasher,
         )
     except StoreExistsError:
-        transfer.keys.found.add(file.path)
+        transfer.traces.found.add(file.path)
         return None
     except StorageError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENODATA:
             raise _modified(transfer.source(file), "it became shorter") from error
         raise
-    transfer.keys.written.add(file.path)
+    transfer.traces.written.add(file.path)
     return progress.hasher.text()
 
 

@@ -8,17 +8,20 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from holdfast.errors import CheckpointSourceError, HoldfastError, StorageError
+import msgspec
+
+from holdfast.errors import CheckpointSourceError, HoldfastError, StorageError, StoreNotFoundError
 from holdfast.persistence import layout
 from holdfast.persistence.file_systems import shows_removed_files
 from holdfast.persistence.known_digests import KnownDigests
+from holdfast.persistence.listing import list_files
 from holdfast.persistence.predecessor import Predecessor
 from holdfast.persistence.retry import RetryPolicy
 from holdfast.persistence.right_of_way import give_way
 from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
 from holdfast.persistence.staging import stage
-from holdfast.persistence.transfer import FileTransfer, Keys, register_file, store_file
-from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
+from holdfast.persistence.transfer import FileTransfer, Traces, register_file, store_file
+from holdfast.records import ShardReceipt, StagedShard
 from holdfast.stores.base import Store
 
 if TYPE_CHECKING:
@@ -59,7 +62,7 @@ class Uploader:
         descriptors: dict[str, int] | None = None,
         predecessor: Predecessor | None = None,
         kept: KeptFiles | None = None,
-        keys: Keys | None = None,
+        traces: Traces | None = None,
         after: Future[None] | None = None,
     ) -> Future[ShardReceipt]:
         """Copies (or takes over) a shard's files to below `prefix`, several at once.
@@ -72,9 +75,9 @@ class Uploader:
                 failed try had told.
             descriptors: Open files, by path, that are read instead of what lies in the shard's directory; they are
                 closed when the shard is done, however it ends. Training goes on beside it, so the threads give way to it.
-            predecessor: A checkpoint whose files are linked to where they are equal.
+            predecessor: A checkpoint whose files are linked to, or copied by the store, where they are equal.
             kept: Keeps the files open once they are stored.
-            keys: What all shards of the checkpoint come upon.
+            traces: What all shards of the checkpoint come upon.
             after: Nothing is stored before this is done, and nothing where it fails: its error is the shard's.
 
         Returns:
@@ -82,34 +85,45 @@ class Uploader:
             was staged, `CheckpointSourceError` for one that cannot be read, `StorageError` for a failed write. All
             threads have let go of the shard when it is done.
         """
-        return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor, kept, keys, after)
+        return self._run(shard, store, prefix, store_file, on_bytes, descriptors, predecessor, kept, traces, after)
 
     def register_shard(self, shard: StagedShard, store: Store, prefix: str) -> Future[ShardReceipt]:
         """Lists and digests files that lie in their final place below `prefix`, without writing anything.
 
-        Where the store is not a directory of this machine the receipt has no digests.
+        Where the store is not a directory of this machine they are listed only, and the receipt has no digests.
 
         Returns:
             As `store_shard`; `CheckpointSourceError` if the shard lies elsewhere.
         """
         place = store.local_path(prefix)
+        if place is None:
+            return self._register_remote(shard, store.child(prefix))
         root = layout.decode_path(shard.root)
-        if place is not None and os.path.realpath(root) != os.path.realpath(place):
-            refused = ShardFuture()
-            refused.set_exception(
+        if os.path.realpath(root) != os.path.realpath(place):
+            return _refused(
                 CheckpointSourceError(
                     f"{root!r} cannot be registered without copying: it does not lie at {str(place)!r}"
                 )
             )
-            return refused
-        step = register_file if place is not None else _undigested
         try:
             staged = stage(root, shard.rank)
         except HoldfastError as error:
-            refused = ShardFuture()
-            refused.set_exception(error)
-            return refused
-        return self._run(staged, store, prefix, step, None)
+            return _refused(error)
+        return self._run(staged, store, prefix, register_file, None)
+
+    def _register_remote(self, shard: StagedShard, place: Store) -> Future[ShardReceipt]:
+        def look() -> ShardReceipt:
+            files = [msgspec.structs.replace(file, rank=shard.rank) for file in list_files(place)]
+            try:
+                metadata = place.read(layout.METADATA).decode()
+            except StoreNotFoundError:
+                metadata = None
+            return ShardReceipt(rank=shard.rank, files=tuple(files), metadata=metadata)
+
+        with self._guard:
+            if self._is_closed:
+                return _refused(StorageError("The upload did not begin: the run is being closed"))
+            return self._pool.submit(look)
 
     def close(self) -> None:
         """Stops what is on its way, and waits for the threads; safe to repeat."""
@@ -131,7 +145,7 @@ class Uploader:
         descriptors: dict[str, int] | None = None,
         predecessor: Predecessor | None = None,
         kept: KeptFiles | None = None,
-        keys: Keys | None = None,
+        traces: Traces | None = None,
         after: Future[None] | None = None,
     ) -> Future[ShardReceipt]:
         future = ShardFuture()
@@ -148,7 +162,7 @@ class Uploader:
             predecessor=predecessor,
             known=self._known,
             kept=kept,
-            keys=keys or Keys(),
+            traces=traces or Traces(),
         )
         work = ShardWork(shard, transfer, step, future, ended=self._ended, most_threads=self._threads)
         with self._guard:
@@ -188,5 +202,7 @@ def _is_on_this_machine(store: Store) -> bool:
         return True
 
 
-def _undigested(transfer: FileTransfer, file: StagedFile) -> StoredFile:
-    return transfer.receipt(file, None)
+def _refused(error: HoldfastError) -> Future[ShardReceipt]:
+    future: Future[ShardReceipt] = Future()
+    future.set_exception(error)
+    return future

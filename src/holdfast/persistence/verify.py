@@ -185,8 +185,11 @@ def _check_local(path: str, file: StoredFile) -> str | None:
 
 def _check_remote(store: Store, prefix: str, files: Sequence[StoredFile]) -> dict[str, str | None]:
     """As `_check_local`, by one listing; links and empty directories may not exist in such a store at all."""
-    skip = len(prefix) + 1 if prefix else 0
-    sizes = {entry.key[skip:]: entry.size_bytes for entry in store.list(prefix, recursive=True)}
+    if store.capabilities.lists:
+        skip = len(prefix) + 1 if prefix else 0
+        sizes = {entry.key[skip:]: entry.size_bytes for entry in store.list(prefix, recursive=True)}
+    else:
+        sizes = _ask_sizes(store, prefix, [layout.decode_path(file.path) for file in files if file.kind == "file"])
     checks: dict[str, str | None] = {}
     for file in files:
         if file.kind != "file":
@@ -195,6 +198,17 @@ def _check_remote(store: Store, prefix: str, files: Sequence[StoredFile]) -> dic
         size_bytes = sizes.get(layout.decode_path(file.path))
         checks[file.path] = "missing" if size_bytes is None else _compare_size(file, size_bytes)
     return checks
+
+
+def _ask_sizes(store: Store, prefix: str, paths: Sequence[str]) -> dict[str, int]:
+    sizes = {}
+    for path in paths:
+        try:
+            with store.open_read(f"{prefix}/{path}" if prefix else path) as stream:
+                sizes[path] = stream.seek(0, os.SEEK_END)
+        except StoreNotFoundError:
+            continue
+    return sizes
 
 
 def _compare_size(file: StoredFile, size_bytes: int) -> str | None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-import msgspec
-
 from holdfast.config import CheckpointConfig
 from holdfast.errors import StorageError, StoreExistsError
 from holdfast.persistence import garbage, layout, lease, metrics_log
@@ -22,7 +20,6 @@ from holdfast.persistence.durability import Durability
 from holdfast.persistence.kept import Keeper
 from holdfast.persistence.ledger import Ledger
 from holdfast.persistence.litter import Litter
-from holdfast.persistence.logs import append_text
 from holdfast.persistence.notes import NoteKeeper
 from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
 from holdfast.persistence.predecessor import Predecessor, predecessor_of
@@ -30,6 +27,7 @@ from holdfast.persistence.recovery import Fingerprints, examine
 from holdfast.persistence.retention import RetentionPolicy
 from holdfast.persistence.retry import RetryPolicy, retried
 from holdfast.persistence.staging_places import StagingPlaces
+from holdfast.persistence.validation_records import ValidationRecords
 from holdfast.records import CommittedCheckpoint, Manifest
 from holdfast.stores.base import Store
 
@@ -56,6 +54,7 @@ class RunWriter:
         predecessor: The newest checkpoint that is known to be whole: what did not change since is stored once.
         keeper: What this machine keeps of the newest checkpoint of a remote run.
         staging: Where workers of a remote run write.
+        validations: What became of the checkpoints that are to be validated.
     """
 
     def __init__(
@@ -105,6 +104,7 @@ class RunWriter:
             on_kept=self._kept,
             check_lease=self._lease.check,
         )
+        self.validations = ValidationRecords(self._ledger, self._notes, self._durability, store, self.submit)
         self._durability.begin([checkpoint for checkpoint in found.checkpoints if not checkpoint.durable])
 
     @classmethod
@@ -207,48 +207,6 @@ class RunWriter:
         """The store with the checkpoint `name` as its root."""
         return self.store.child(name)
 
-    def hold_for_validation(self, checkpoint: CommittedCheckpoint) -> None:
-        """Keeps a checkpoint, which is noted as waiting for its validation, until that has an outcome."""
-        self._ledger.hold(checkpoint.name)
-
-    def end_validation(
-        self,
-        checkpoint: CommittedCheckpoint,
-        status: str,
-        metrics: bytes | None,
-        *,
-        error: str | None = None,
-        last_lines: str | None = None,
-    ) -> Future[None]:
-        """Notes the outcome, behind the call; its metrics join the checkpoint's in the ranking, and retention decides anew.
-
-        Args:
-            status: `validated`, `failed` or `timeout`.
-            metrics: What the validation found, as stored JSON.
-            error: Why it has not.
-            last_lines: What is to stand at the end of its log.
-        """
-
-        def settle() -> None:
-            # Dying before the note is written has it validated again. It comes first: a ranking that nobody could read again
-            # must not have deleted anything.
-            found = msgspec.Raw(metrics or b"null")
-            self._notes.update(checkpoint, validation=status, validation_metrics=found, validation_error=error)
-            self._durability.let_go(self._ledger.settle(checkpoint.name, metrics))
-            if last_lines is not None:
-                append_text(self.store, layout.validation_log_key(checkpoint.name), last_lines)
-
-        return self.submit(settle)
-
-    def pending_validations(self) -> list[CommittedCheckpoint]:
-        """What waits for a validation that no earlier driver came to, in report order."""
-        return [each for each in self._ledger.snapshot() if self.validation_of(each) == "pending"]
-
-    def validation_of(self, checkpoint: CommittedCheckpoint) -> str | None:
-        """How far the validation of a checkpoint is; see `records.Note`."""
-        note = self._notes.get(checkpoint)
-        return note.validation if note is not None else None
-
     def latest_valid(self) -> CommittedCheckpoint | None:
         """The newest checkpoint whose files verify; damaged ones are noted, told of, and left out from now on.
 
@@ -261,8 +219,8 @@ class RunWriter:
             finding = examine(self.store, newest, self._fingerprints, self.keeper.fetch)
             if finding.usable:
                 if finding.manifest is not None and (finding.compared or self.predecessor is None):
-                    taken = self._fingerprints.take(finding.manifest)
-                    self.predecessor = predecessor_of(self.store, finding.manifest, taken)
+                    self._fingerprints.remember(finding.manifest, finding.fingerprint)
+                    self.predecessor = predecessor_of(self.store, finding.manifest, finding.fingerprint, None)
                 if skipped:
                     _log.warning("%s; going on from %s instead", "; ".join(skipped), newest.name)
                 return newest
@@ -294,11 +252,13 @@ class RunWriter:
             self._fingerprints.doubt(name)
 
     def hurry(self) -> None:
-        """`close` leaves what the disk has not taken by now to the kernel, and deletions to the next start.
+        """`close` leaves what the disk has not taken by now to the kernel, and deletions to the next start; nothing waits for a
+        store that is silent.
 
         Safe in a signal handler.
         """
         self._durability.hurry()
+        self.store.hurry()
 
     def close(self) -> None:
         """Finishes commits, flushes and deletions, closes the log and lets the next driver in; safe to repeat.
@@ -372,10 +332,17 @@ class RunWriter:
         """A checkpoint on its way was given up: its name is free."""
         self._on_their_way.discard(name)
 
-    def committed(self, checkpoint: CommittedCheckpoint, manifest: Manifest, files: Sequence[str] | None) -> None:
+    def committed(
+        self,
+        checkpoint: CommittedCheckpoint,
+        manifest: Manifest,
+        files: Sequence[str] | None,
+        samples: Mapping[str, str] | None,
+    ) -> None:
         """A checkpoint exists: it joins the list, retention decides, and the rest happens behind."""
         try:
-            self.predecessor = predecessor_of(self.store, manifest, self._fingerprints.take(manifest))
+            status = self._fingerprints.take(manifest)
+            self.predecessor = predecessor_of(self.store, manifest, status, samples)
         except StorageError as error:
             _log.debug("checkpoint %s will be read when it is needed: %s", checkpoint.name, error)
         doomed = self._ledger.add(checkpoint)

@@ -20,7 +20,7 @@ _CUT = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/[^/]")
 _CHAINED = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+::")
 _LOCAL = ("file", "local")
 # Beside those of buckets: other URLs that are taken for paths where a slash is missing.
-_SEEN_CUT = ("hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp", "webdav", "memory", "http", "https")
+_SEEN_CUT = ("hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp", "webdav", "memory")
 
 
 def open_store(path: str | os.PathLike[str], filesystem: Any = None, options: Mapping[str, Any] | None = None) -> Store:
@@ -28,7 +28,7 @@ def open_store(path: str | os.PathLike[str], filesystem: Any = None, options: Ma
 
     Args:
         path: A directory (`~` is expanded), a `file://` URI, the URL of a bucket or a prefix in it (`s3://`, `gs://`, `az://`,
-            `abfss://`, with options as `?region=…&endpoint_override=…`), or the URL of a directory in any file system that fsspec
+            `abfss://`, with options as `?region=…&endpoint_override=…`; `https://` to read a checkpoint), or the URL of a directory in any file system that fsspec
             knows (`hdfs://`, `sftp://`, …). With `filesystem`, a path in it.
         filesystem: A file system object of fsspec or pyarrow.
         options: Options of the bucket's client, or of fsspec's file system, beside those in the URL.

@@ -7,7 +7,7 @@ or `..` parts; bytes that are no UTF-8 appear as surrogates, as `os.fsdecode` gi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,8 @@ class Capabilities:
         kernel_lock: `lock` exists, and the lock goes with the process that holds it.
         links: `put_symlink` makes a real link; elsewhere only the manifest knows of it.
         whole_replacement: Who reads an object while `write` replaces it sees the old one or the new one.
+        copies: `copy` exists, and sends no bytes through this machine.
+        lists: `list` exists; else only what is known by its key can be read.
     """
 
     atomic_rename: bool
@@ -35,6 +37,8 @@ class Capabilities:
     kernel_lock: bool
     links: bool
     whole_replacement: bool = True
+    copies: bool = False
+    lists: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,13 @@ class Store(ABC):
             StorageError: It cannot; the text says why and what to do.
         """
 
+    def hurry(self) -> None:
+        """The run is to end at once: what still waits for an answer of the store fails within seconds. Safe in a signal handler.
+
+        Nothing where a wait cannot be broken off, or never is long.
+        """
+        return
+
     @abstractmethod
     def exists(self, key: str) -> bool:
         """Whether an object (or directory) lies at `key`."""
@@ -180,6 +191,18 @@ class Store(ABC):
             StorageError: Reading ended early, or the write failed (`No space left` …); the partial object is removed.
         """
 
+    def confirm(self, directory: str, sizes: Mapping[str, int]) -> None:
+        """Looks whether files that were put are there. Nothing where that `put_file` returned is proof enough.
+
+        Args:
+            directory: Where they are.
+            sizes: Their bytes, by their keys below it.
+
+        Raises:
+            StorageUnavailableError: One is not there, or has another size; a listing may know it later.
+        """
+        return
+
     @abstractmethod
     def adopt_file(self, key: str, source: str | int) -> bool:
         """Takes over a file of this machine without copying (hard link); the original stays in place.
@@ -193,6 +216,13 @@ class Store(ABC):
         Raises:
             StoreExistsError: Something lies at `key`.
         """
+
+    def copy(self, source: str, target: str, size_bytes: int) -> bool:
+        """Has the store itself copy an object of so many bytes, over what lies at `target`; False where that cannot be done.
+
+        Nothing is raised: who wanted a copy sends the bytes instead. Needs `capabilities.copies`.
+        """
+        return False
 
     @abstractmethod
     def put_symlink(self, key: str, target: str) -> None:

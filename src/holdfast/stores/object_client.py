@@ -6,21 +6,25 @@ child of a process that has used a bucket gets an error instead, and a child of 
 Time limits. A connection is made within 5 s and a request answered within 60 s. What fails for a reason that passes (5xx,
 refused, broken or silent connections) is sent again up to 8 times in 120 s, with growing random pauses; above that,
 `persistence.retry` decides. `connect_timeout`, `request_timeout`, `retry_timeout` (all in seconds) and `max_retries` in a URL
-change them.
+change them. `object_calls` sends again what is one request; what is many, a listing or an upload in parts, the library does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import enum
 import importlib
 import os
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from holdfast.errors import ConfigurationError, StorageAccessError, StorageError
-from holdfast.stores.object_errors import object_error, plain_reason
+from holdfast.stores.object_calls import Calls, Judgement, Patience
+from holdfast.stores.object_errors import is_throttled, object_error, plain_reason
+from holdfast.stores.object_gate import Gate
 from holdfast.stores.object_url import CLIENT_OPTIONS, Place, from_environment, is_on
 
 _LIMITS_S = {"connect_timeout": 5.0, "request_timeout": 60.0, "retry_timeout": 120.0}
@@ -30,8 +34,17 @@ _PROBE_RETRIES = 2
 _PROBE_LIMIT_S = 10.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
-_EXTRAS = {"s3": "s3", "gs": "s3", "az": "s3"}
-_CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+_CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "http": "HTTPStore"}
+_NAMES = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Storage"}
+_T = TypeVar("_T")
+
+
+class Resends(enum.Enum):
+    """Whether the library itself sends requests again that failed for a reason that passes."""
+
+    NEVER = "for what is one request: its caller does"
+    ALWAYS = "for what is many, of which one may fail"
+    SOON_OVER = "for the first look at a bucket"
 
 
 class Client:
@@ -40,12 +53,14 @@ class Client:
     Attributes:
         place: Where it is.
         exclusive: Whether `create` never overwrites; taken for true until a probe has shown otherwise.
+        calls: What is on its way.
     """
 
     def __init__(self, place: Place) -> None:
         self.place = place
         self.exclusive = True
-        self._handles: dict[bool, Any] = {}
+        self.calls = self._make_calls()
+        self._handles: dict[Resends, Any] = {}
         self._lock = threading.Lock()
 
     @property
@@ -55,26 +70,57 @@ class Client:
         Raises:
             ConfigurationError: It is not installed.
         """
-        return _library(self.place.root, self.place.service)
+        return _library(self.place.root)
 
-    def handle(self, *, probe: bool = False) -> Any:
+    def handle(self, resends: Resends = Resends.NEVER) -> Any:
         """The library's object for the bucket.
 
         Args:
-            probe: One that gives up sooner.
+            resends: Whether the library itself sends failed requests again.
 
         Raises:
             StorageError: This process was forked from one that had used object storage.
             ConfigurationError: obstore is not installed, or cannot use the options.
         """
         _process.enter(self.place.root)
-        found = self._handles.get(probe)
+        found = self._handles.get(resends)
         if found is None:
             with self._lock:
-                found = self._handles.get(probe)
+                found = self._handles.get(resends)
                 if found is None:
-                    found = self._handles[probe] = self._connect(probe)
+                    found = self._handles[resends] = self._connect(resends)
         return found
+
+    def call(self, action: str, name: str, request: Callable[[], Coroutine[Any, Any, _T]], *, once: bool = False) -> _T:
+        """What a request gives; the wait for it can be broken off.
+
+        Args:
+            action: What it does, as errors say it.
+            name: The object.
+            request: Called on the loop of `object_calls`, for each try.
+            once: It is not tried again.
+
+        Raises:
+            StorageError: It failed.
+        """
+        return self.outcome(action, name, self.calls.begin(request, once=once))
+
+    def outcome(self, action: str, name: str, future: Future[_T]) -> _T:
+        """Waits for a request that was begun; if the wait is broken off, so is the request.
+
+        Raises:
+            StorageError: It failed.
+        """
+        try:
+            # Not `result`: what is raised here is a signal's.
+            error = future.exception()
+        except BaseException:
+            future.cancel()
+            raise
+        if error is None:
+            return future.result()
+        with self.telling(action, name):
+            raise error
 
     @contextlib.contextmanager
     def telling(self, action: str, name: str) -> Iterator[None]:
@@ -105,34 +151,43 @@ class Client:
         """Lets go of what belongs to the parent process; in a forked child, before anything else."""
         self._handles = {}
         self._lock = threading.Lock()
+        self.calls = self._make_calls()
+
+    def _make_calls(self) -> Calls:
+        retries, limit_s = _resending(dict(self.place.options))
+        return Calls(Gate(self.place.root), self._judge, Patience(retries, limit_s))
+
+    def _judge(self, error: BaseException) -> Judgement:
+        if isinstance(error, StorageError | ConfigurationError):
+            return Judgement.FINAL
+        if is_throttled(error):
+            return Judgement.TOO_MANY
+        return Judgement.MAY_PASS if self.error("", "", error).may_pass else Judgement.FINAL
 
     def _endpoint(self) -> str:
         found = self.place.option("endpoint") or from_environment(self.place.service, os.environ).get("endpoint")
         # An endpoint may have a password in it, as any URL.
-        return (
-            found.rpartition("@")[2]
-            if found
-            else {"s3": "Amazon S3", "gs": "Google Cloud Storage"}.get(self.place.service, "Azure Storage")
-        )
+        return found.rpartition("@")[2] if found else _NAMES.get(self.place.service, self.place.root)
 
-    def _connect(self, probe: bool) -> Any:
+    def _connect(self, resends: Resends) -> Any:
         place = self.place
         options = {**from_environment(place.service, os.environ), **dict(place.options)}
         ours = {name: options.pop(name) for name in list(options) if name in CLIENT_OPTIONS}
         if options.get("endpoint", "").startswith("http://"):
             ours.setdefault("allow_http", "true")
         arguments: dict[str, Any] = {
-            "config": {name: value for name, value in options.items() if name != "profile"},
             "client_options": _client_options(ours),
-            "retry_config": _retry_config(ours, probe=probe),
+            "retry_config": _retry_config(ours, resends),
         }
+        if place.service != "http":
+            arguments["config"] = {name: value for name, value in options.items() if name != "profile"}
         if place.service == "s3" and "access_key_id" not in options and not is_on(options.get("skip_signature")):
             provider = _provider(place, options.get("profile"))
             if provider is not None:
                 arguments["credential_provider"] = provider
         store = getattr(importlib.import_module("obstore.store"), _CLASSES[place.service])
         try:
-            return store(place.bucket, **arguments)
+            return store(place.root if place.service == "http" else place.bucket, **arguments)
         except Exception as error:  # noqa: BLE001 - as above
             raise ConfigurationError(
                 f"{place.root!r} cannot be used with these options: {plain_reason(error, place.secrets())}; correct those of the "
@@ -150,12 +205,23 @@ def _client_options(ours: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _retry_config(ours: dict[str, str], *, probe: bool) -> dict[str, Any]:
-    retries = int(float(ours.get("max_retries", _MAX_RETRIES)))
-    limit_s = float(ours.get("retry_timeout", _LIMITS_S["retry_timeout"]))
+def _resending(ours: Mapping[str, str]) -> tuple[int, float]:
+    """How often, and for how many seconds, a request is sent again."""
+    return (
+        int(float(ours.get("max_retries", _MAX_RETRIES))),
+        float(ours.get("retry_timeout", _LIMITS_S["retry_timeout"])),
+    )
+
+
+def _retry_config(ours: Mapping[str, str], resends: Resends) -> dict[str, Any]:
+    retries, limit_s = _resending(ours)
+    if resends is Resends.NEVER:
+        retries = 0
+    elif resends is Resends.SOON_OVER:
+        retries, limit_s = min(retries, _PROBE_RETRIES), min(limit_s, _PROBE_LIMIT_S)
     return {
-        "max_retries": min(retries, _PROBE_RETRIES) if probe else retries,
-        "retry_timeout": datetime.timedelta(seconds=min(limit_s, _PROBE_LIMIT_S) if probe else limit_s),
+        "max_retries": retries,
+        "retry_timeout": datetime.timedelta(seconds=limit_s),
         "backoff": {
             "init_backoff": datetime.timedelta(seconds=_FIRST_PAUSE_S),
             "max_backoff": datetime.timedelta(seconds=_LONGEST_PAUSE_S),
@@ -189,13 +255,13 @@ def _provider(place: Place, profile: str | None) -> Any:
         ) from None
 
 
-def _library(root: str, service: str) -> Any:
+def _library(root: str) -> Any:
     try:
         return importlib.import_module("obstore")
     except ImportError as error:
         raise ConfigurationError(
             f"{root!r} is on an object store, and the package that speaks to it is not installed; install it with: "
-            f'pip install "holdfast[{_EXTRAS[service]}]"'
+            f'pip install "holdfast[s3]"'
         ) from error
 
 

@@ -36,11 +36,13 @@ _VARIABLES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "http": "the URL",
 }
 _RIGHTS = {
     "s3": "s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload and s3:ListBucket",
     "gs": "the role Storage Object User",
     "az": "the role Storage Blob Data Contributor",
+    "http": "the right to read",
 }
 # What a server's code asks of its user. Those of S3 first; Azure's and Google's where they have their own.
 _REMEDIES = {
@@ -65,6 +67,7 @@ _CONFLICTS = frozenset({"ConditionalRequestConflict", "OperationAborted"})
 _BUSY = frozenset(
     {"SlowDown", "ServiceUnavailable", "RequestTimeout", "InternalError", "ServerBusy", "OperationTimedOut"}
 )
+_TOO_FAST = frozenset({"SlowDown", "ServerBusy", "TooManyRequests", "ThrottlingException"})
 _NO_CONNECTION = (
     "ConnectionRefused",
     "Connect,",
@@ -85,7 +88,7 @@ def object_error(
 
     Args:
         action: What was tried, as in "Cannot <action> <url>".
-        service: `s3`, `gs` or `az`.
+        service: `s3`, `gs`, `az` or `http`.
         endpoint: What the client speaks to, as a person wants to read it.
         secrets: Texts that must not appear.
     """
@@ -93,9 +96,23 @@ def object_error(
     status = int(found[1]) if (found := _STATUS.search(detail)) else None
     code = found[1] or found[2] if (found := _CODE.search(detail)) else ""
     kind, remedy = _judge(type(error).__name__, detail, status, code, service, endpoint)
+    if service == "http" and action == "list" and kind in (StorageError, StoreNotFoundError):
+        # The library asks by PROPFIND, as WebDAV has it.
+        kind, remedy = (
+            StorageError,
+            "a web server does not say what a directory holds; give the URL of a checkpoint, not of a run",
+        )
     reason = _hidden(_reason(detail, status, code), secrets)
     text = f"Cannot {action} {url!r}: {remedy}" if remedy else f"Cannot {action} {url!r}"
     return kind(f"{text} ({reason})" if reason else text)
+
+
+def is_throttled(error: BaseException) -> bool:
+    """Whether a server says that requests come too fast."""
+    detail = str(error)
+    status = int(found[1]) if (found := _STATUS.search(detail)) else None
+    code = found[1] or found[2] if (found := _CODE.search(detail)) else ""
+    return status in (429, 503) or code in _TOO_FAST
 
 
 def plain_reason(error: BaseException, secrets: Sequence[str]) -> str:
@@ -106,6 +123,8 @@ def plain_reason(error: BaseException, secrets: Sequence[str]) -> str:
 def _judge(
     name: str, detail: str, status: int | None, code: str, service: str, endpoint: str
 ) -> tuple[type[StorageError], str]:
+    if name == "BrokenOffError":
+        return StorageError, f"{endpoint} had not answered when the run was to end at once"
     if any(place in detail for place in _CREDENTIAL_SERVICES):
         return StorageAccessError, _NO_CREDENTIALS.format(variables=_VARIABLES[service])
     if code in _REMEDIES:

@@ -6,20 +6,19 @@ import collections
 import functools
 import io
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreNotFoundError
 from holdfast.stores.object_client import Client
-from holdfast.stores.object_look import look
 from holdfast.stores.object_memory import budget
+from holdfast.stores.object_requests import Piece, fetch, get, look
 
 # The first request of an object: all of a small one. A reader that seeks costs no more than this.
 _FIRST_BYTES = 1 << 20
 _LARGEST_BYTES = 8 << 20
 _BLOCKS_AHEAD = 2
-_THREADS = 8
 
 
 @dataclass
@@ -47,7 +46,7 @@ class _Ahead:
 
     start: int
     num_bytes: int
-    future: Future[memoryview]
+    future: Future[Piece]
 
 
 class ObjectReader(io.BufferedIOBase):
@@ -170,14 +169,17 @@ class ObjectReader(io.BufferedIOBase):
         if self._ahead and self._ahead[0].start == position:
             ahead = self._ahead.popleft()
             try:
-                block = _Block(position, ahead.future.result(), ahead.num_bytes)
+                piece = self._client.outcome("read", self._name, ahead.future)
+                data = self._checked(piece, ahead.num_bytes)
             except BaseException:
                 self._budget.give_back(ahead.num_bytes)
                 raise
-            self._keep(block)
+            self._keep(_Block(position, data, ahead.num_bytes))
         else:
             self._drop_ahead()
-            self._keep(_Block(position, self._fetch(position, self._range_at(position))))
+            num_bytes = self._range_at(position)
+            piece = self._request(position, num_bytes)
+            self._keep(_Block(position, self._checked(piece, num_bytes)))
         if self._next_bytes > _FIRST_BYTES:
             self._read_ahead()
 
@@ -187,7 +189,9 @@ class ObjectReader(io.BufferedIOBase):
         while len(self._ahead) < _BLOCKS_AHEAD and (num_bytes := self._range_at(start)):
             if not self._budget.try_take(num_bytes):
                 return
-            self._ahead.append(_Ahead(start, num_bytes, _pool().submit(self._fetch, start, num_bytes)))
+            span = (start, start + num_bytes)
+            future = self._client.calls.begin(functools.partial(fetch, self._client, self._name, span))
+            self._ahead.append(_Ahead(start, num_bytes, future))
             start += num_bytes
 
     def _range_at(self, start: int) -> int:
@@ -196,12 +200,8 @@ class ObjectReader(io.BufferedIOBase):
     def _drop_ahead(self) -> None:
         while self._ahead:
             ahead = self._ahead.popleft()
-            # The memory is free when the thread is done with it, not before.
             ahead.future.cancel()
-            ahead.future.add_done_callback(functools.partial(self._give_back, ahead.num_bytes))
-
-    def _give_back(self, num_bytes: int, _future: Future[memoryview]) -> None:
-        self._budget.give_back(num_bytes)
+            self._budget.give_back(ahead.num_bytes)
 
     def _keep(self, block: _Block) -> None:
         held, self._block = self._block, block
@@ -210,8 +210,7 @@ class ObjectReader(io.BufferedIOBase):
 
     def _open(self) -> tuple[int, memoryview]:
         try:
-            with self._client.telling("read", self._name):
-                return self._request(0, _FIRST_BYTES)
+            piece = self._request(0, _FIRST_BYTES)
         except StoreNotFoundError:
             raise
         except StorageError:
@@ -220,29 +219,23 @@ class ObjectReader(io.BufferedIOBase):
             found = look(self._client, self._name)
             if found is None or found.size_bytes > _FIRST_BYTES:
                 raise
-        with self._client.telling("read", self._name):
-            result = self._client.obstore.get(self._client.handle(), self._name)
-            self._e_tag = result.meta["e_tag"]
-            return int(result.meta["size"]), memoryview(result.bytes())
+            piece = get(self._client, self._name)
+        self._e_tag = piece.e_tag
+        return piece.size_bytes, piece.data
 
-    def _fetch(self, start: int, num_bytes: int) -> memoryview:
-        with self._client.telling("read", self._name):
-            size_bytes, data = self._request(start, num_bytes)
-        if size_bytes != self._size_bytes or len(data) != num_bytes:
-            raise StorageUnavailableError(
-                f"Cannot read {self._url!r}: {len(data)} bytes came instead of {num_bytes}; try again"
-            )
-        return data
+    def _request(self, start: int, num_bytes: int) -> Piece:
+        span = (start, start + num_bytes)
+        return self._client.call("read", self._name, functools.partial(fetch, self._client, self._name, span))
 
-    def _request(self, start: int, num_bytes: int) -> tuple[int, memoryview]:
-        client = self._client
-        result = client.obstore.get(client.handle(), self._name, options={"range": (start, start + num_bytes)})
-        size_bytes, e_tag = int(result.meta["size"]), result.meta["e_tag"]
+    def _checked(self, piece: Piece, num_bytes: int) -> memoryview:
         # Not asked of the server (If-Match): some compare the tag with other quotation marks than they gave.
-        if self._e_tag is not None and e_tag != self._e_tag:
+        if self._e_tag is not None and piece.e_tag != self._e_tag:
             raise StorageError(f"Cannot read {self._url!r}: it was replaced while it was being read; open it again")
-        self._e_tag = e_tag
-        return size_bytes, memoryview(result.bytes())
+        if piece.size_bytes != self._size_bytes or len(piece.data) != num_bytes:
+            raise StorageUnavailableError(
+                f"Cannot read {self._url!r}: {len(piece.data)} bytes came instead of {num_bytes}; try again"
+            )
+        return piece.data
 
     @property
     def _url(self) -> str:
@@ -251,23 +244,3 @@ class ObjectReader(io.BufferedIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file")
-
-
-class _Threads:
-    """The threads that read ahead, for all readers of this process."""
-
-    def __init__(self) -> None:
-        self.pool: ThreadPoolExecutor | None = None
-
-    def forget(self) -> None:
-        self.pool = None
-
-
-_threads = _Threads()
-os.register_at_fork(after_in_child=_threads.forget)
-
-
-def _pool() -> ThreadPoolExecutor:
-    if _threads.pool is None:
-        _threads.pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="holdfast-read")
-    return _threads.pool

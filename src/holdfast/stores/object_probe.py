@@ -6,6 +6,7 @@ import logging
 
 from holdfast.errors import StorageError, StoreExistsError
 from holdfast.stores.object_client import Client
+from holdfast.stores.object_requests import delete, pages, put
 
 _log = logging.getLogger("holdfast")
 
@@ -21,12 +22,9 @@ def probe(client: Client, name: str, prefix: str) -> None:
         StorageAccessError: There is no such bucket, a right is missing, or the credentials or the region are wrong.
         StorageUnavailableError: The endpoint cannot be reached.
     """
-    handle, obstore = client.handle(probe=True), client.obstore
     is_exclusive = _create(client, name)
-    with client.telling("list", prefix):
-        next(iter(obstore.list(handle, prefix or None, chunk_size=1)), None)
-    with client.telling("delete from", name):
-        obstore.delete(handle, name)
+    next(pages(client, prefix, size=1, probe=True), None)
+    delete(client, name, action="delete from", probe=True)
     if client.exclusive and not is_exclusive:
         _log.warning(
             "%s overwrites objects that were to be created only if they are not there (it ignores If-None-Match): should "
@@ -38,22 +36,18 @@ def probe(client: Client, name: str, prefix: str) -> None:
 
 def _create(client: Client, name: str) -> bool:
     """Creates the object, twice if it can be; whether the second time was refused."""
-    handle, obstore = client.handle(probe=True), client.obstore
     try:
-        with client.telling("write to", name):
-            obstore.put(handle, name, b"holdfast", mode="create", use_multipart=False)
+        put(client, name, b"holdfast", only_new=True, action="write to", probe=True)
     except StoreExistsError:
         return True  # it was sent again for want of an answer, and has met itself
     except StorageError as error:
         if type(error) is not StorageError:
             raise
         # A server that refuses conditions instead of ignoring them may still take a plain write.
-        with client.telling("write to", name):
-            obstore.put(handle, name, b"holdfast", use_multipart=False)
+        put(client, name, b"holdfast", only_new=False, action="write to", probe=True)
         return False
     try:
-        with client.telling("write to", name):
-            obstore.put(handle, name, b"again", mode="create", use_multipart=False)
+        put(client, name, b"again", only_new=True, action="write to", probe=True)
     except StoreExistsError:
         return True
     return False

@@ -1,4 +1,4 @@
-"""Sends an open file to an object store: each byte read once, in bounded memory, and looked at before it is believed.
+"""Sends an open file to an object store: each byte read once, in bounded memory, and looked for before it is believed.
 
 An object appears whole or not at all, on every such store: a body that breaks off makes none. What has to be guarded against
 is the opposite, a write that is thought to have failed, or to have been another's, because the answer to it was lost. Each
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Mapping
 from typing import NoReturn
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
@@ -16,8 +17,8 @@ from holdfast.stores.base import Hasher
 from holdfast.stores.local_copy import read_exactly
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.object_client import Client
-from holdfast.stores.object_look import NONCE, look
 from holdfast.stores.object_memory import budget
+from holdfast.stores.object_requests import delete, look, pages, put, put_parts
 
 _log = logging.getLogger("holdfast")
 # Larger files go up in parts of this size, several at once. More of it is faster, and costs memory for each file on its way.
@@ -54,22 +55,13 @@ def _put_whole(client: Client, name: str, source: int, size_bytes: int, hasher: 
     if not client.exclusive and look(client, name) is not None:
         raise _exists(client, name)
     try:
-        with client.telling("store", name):
-            client.obstore.put(
-                client.handle(),
-                name,
-                data,
-                attributes={NONCE: nonce},
-                mode="create" if client.exclusive else "overwrite",
-                use_multipart=False,
-            )
+        put(client, name, data, only_new=client.exclusive, nonce=nonce)
     except (StoreExistsError, StorageUnavailableError) as error:
         # The answer was lost; or the library, sending again what got none, met its own object.
         _settle(client, name, nonce, size_bytes, error)
     try:
         if hasher is not None:
             hasher.update(data)
-        _verify(client, name, nonce, size_bytes)
     except BaseException:
         _remove(client, name)
         raise
@@ -78,23 +70,12 @@ def _put_whole(client: Client, name: str, source: int, size_bytes: int, hasher: 
 def _put_parts(client: Client, name: str, parts: _Parts, at_once: int) -> None:
     nonce = secrets.token_hex(16)
     try:
-        with client.telling("store", name):
-            # Ended by an error, of the network or of the reading, the library aborts the upload: no part stays behind.
-            client.obstore.put(
-                client.handle(),
-                name,
-                parts,
-                attributes={NONCE: nonce},
-                use_multipart=True,
-                chunk_size=parts.part_bytes,
-                max_concurrency=at_once,
-            )
+        put_parts(client, name, parts, nonce=nonce, part_bytes=parts.part_bytes, at_once=at_once)
     except StorageError as error:
         if parts.error is not None:
             _raise_reading_error(client, name, parts.error)
         # The answer to the last step may have been lost, and the step, sent again, have found nothing left to do.
         _settle(client, name, nonce, parts.size_bytes, error)
-    _verify(client, name, nonce, parts.size_bytes)
 
 
 class _Parts:
@@ -163,31 +144,36 @@ def _settle(client: Client, name: str, nonce: str, size_bytes: int, error: Stora
         raise _exists(client, name) from None
 
 
-def _verify(client: Client, name: str, nonce: str, size_bytes: int) -> None:
-    """Looks at what was stored: an answer that says "done" is no proof.
+def confirm(client: Client, prefix: str, sizes: Mapping[str, int]) -> None:
+    """Looks whether objects that were put are there: an answer that says "done" is no proof. One request a thousand of them.
+
+    Args:
+        prefix: Below which they are.
+        sizes: Their bytes, by name.
 
     Raises:
-        StorageError: It is not there, or has another size.
+        StorageUnavailableError: One is not there, or has another size.
     """
-    found = look(client, name)
-    if found is None:
+    missing = dict(sizes)
+    for page in pages(client, prefix):
+        for entry in page:
+            expected = missing.pop(entry.name, entry.size_bytes)
+            if expected != entry.size_bytes:
+                raise StorageUnavailableError(
+                    f"Cannot store {client.place.root}/{entry.name}: {entry.size_bytes} bytes lie there instead of {expected}; "
+                    "another program writes there, or something between here and the store alters what it passes on"
+                )
+    if missing:
         raise StorageUnavailableError(
-            f"Cannot store {client.place.root}/{name}: the store said that it has it, and now says that it has not"
-        )
-    if found.size_bytes != size_bytes:
-        if found.nonce == nonce:
-            _remove(client, name)
-        raise StorageError(
-            f"Cannot store {client.place.root}/{name}: {found.size_bytes} bytes lie there instead of {size_bytes}; "
-            "another program writes there, or something between here and the store alters what it passes on"
+            f"Cannot store {client.place.root}/{min(missing)}: the store said that it has it, and now does not list it"
+            + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
         )
 
 
 def _remove(client: Client, name: str) -> None:
     """Takes back what was stored; the error to be seen is the one that led here."""
     try:
-        with client.telling("remove", name):
-            client.obstore.delete(client.handle(), name)
+        delete(client, name, action="remove")
     except StorageError as error:
         _log.warning("an object that is not wanted any more could not be removed: %s", error)
 

@@ -1,4 +1,4 @@
-"""A store that is a bucket of S3, Google Cloud Storage or Azure, or a prefix in one."""
+"""A store that is a bucket of S3, Google Cloud Storage or Azure, or a prefix in one; or what a web server shows, to be read."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
+from holdfast.errors import StorageAccessError, StorageError, StorageUnavailableError, StoreExistsError
 from holdfast.stores.base import AppendHandle, Capabilities, Hasher, Store, StoreEntry, StoreLock
 from holdfast.stores.local_write import temporary_name
 from holdfast.stores.object_client import Client, client_of
 from holdfast.stores.object_keys import key_of, name_of
-from holdfast.stores.object_look import look
 from holdfast.stores.object_open import ObjectReader
 from holdfast.stores.object_probe import probe
-from holdfast.stores.object_put import put_descriptor
+from holdfast.stores.object_put import confirm, put_descriptor
+from holdfast.stores.object_requests import Listed, copy, delete, delete_all, get, level, look, pages, put
 from holdfast.stores.object_url import Place, parse_url
-
-# As many as one request of S3 deletes, and as one page of a listing has.
-_PAGE = 1000
 
 
 class ObjectStore(Store):
@@ -29,7 +26,8 @@ class ObjectStore(Store):
     makes it.
 
     Costs, in requests: `read`, `write`, `create`, `delete`, opening, and a page of 1,000 entries of a listing are one each;
-    `put_file` is two for a small file; `exists` is one, and a second where there is no object.
+    `put_file` is one for a small file, and one a part and three more for one of over 8 MiB; `confirm` is one a thousand files;
+    `exists` is one, and a second where there is no object.
 
     Args:
         url: `s3://bucket/prefix?option=value`; see `object_url` for the schemes and options.
@@ -83,6 +81,8 @@ class ObjectStore(Store):
             durable_writes=True,
             kernel_lock=False,
             links=False,
+            copies=True,
+            lists=self._place.service != "http",
         )
 
     def child(self, key: str) -> ObjectStore:
@@ -93,13 +93,23 @@ class ObjectStore(Store):
         """None: nothing lies on this machine."""
         return None
 
+    def hurry(self) -> None:
+        """Of the whole bucket, in this process; `prepare` takes it back."""
+        self._client.calls.hurry()
+
     def prepare(self) -> None:
         """Writes, lists and deletes a probe object, and finds out whether creation is exclusive.
 
         Raises:
-            StorageAccessError: There is no such bucket, a right is missing, or the credentials or the region are wrong.
+            StorageAccessError: There is no such bucket, a right is missing, or the credentials or the region are wrong; or it is a web
+                server, which is read only.
             StorageUnavailableError: The endpoint cannot be reached.
         """
+        if self._place.service == "http":
+            raise StorageAccessError(
+                f"Cannot store in {self.url!r}: a web server is for reading; give a path, or the URL of a bucket (s3://…)"
+            )
+        self._client.calls.take_time()
         # What a death in there leaves is collected by its name when the run is next driven.
         probe(self._client, self._name(temporary_name()), self._prefix)
 
@@ -108,14 +118,13 @@ class ObjectStore(Store):
         name = self._name(key)
         if key and look(self._client, name) is not None:
             return True
-        with self._client.telling("list", name):
-            return next(iter(self._pages(name, 1)), None) is not None
+        if self._place.service == "http":  # which cannot be asked for what is below
+            return False
+        return next(pages(self._client, name, size=1), None) is not None
 
     def read(self, key: str) -> bytes:
         """The whole object."""
-        name = self._name(key)
-        with self._client.telling("read", name):
-            return bytes(self._client.obstore.get(self._client.handle(), name).bytes())
+        return bytes(get(self._client, self._name(key)).data)
 
     def open_read(self, key: str) -> BinaryIO:
         """The object, fetched in ranges as they are read, and ahead of that."""
@@ -123,7 +132,7 @@ class ObjectStore(Store):
 
     def write(self, key: str, data: bytes) -> None:
         """One request, which replaces."""
-        self._put("write", key, data, "overwrite")
+        put(self._client, self._name(key), data, only_new=False, action="write")
 
     def create(self, key: str, data: bytes) -> None:
         """One request with the condition that nothing is there; where the server ignores it, a look before.
@@ -135,7 +144,7 @@ class ObjectStore(Store):
         if not self._client.exclusive and look(self._client, name) is not None:
             raise exists
         try:
-            self._put("create", key, data, "create" if self._client.exclusive else "overwrite")
+            put(self._client, name, data, only_new=self._client.exclusive, action="create")
         except StorageUnavailableError:
             if look(self._client, name) is None:
                 raise
@@ -145,9 +154,17 @@ class ObjectStore(Store):
         """Sends small files whole and larger ones in parts; the mode is not kept, and holes are sent as zeros."""
         put_descriptor(self._client, self._name(key), source, size_bytes, hasher)
 
+    def confirm(self, directory: str, sizes: Mapping[str, int]) -> None:
+        """Lists what lies there: a request a thousand files."""
+        confirm(self._client, self._name(directory), {self._name(f"{directory}/{key}"): n for key, n in sizes.items()})
+
     def adopt_file(self, key: str, source: str | int) -> bool:
         """False: it has to be sent."""
         return False
+
+    def copy(self, source: str, target: str, size_bytes: int) -> bool:
+        """One request; of objects that are larger than one request copies, none."""
+        return copy(self._client, self._name(source), self._name(target), size_bytes)
 
     def put_symlink(self, key: str, target: str) -> None:
         """Does nothing."""
@@ -170,21 +187,15 @@ class ObjectStore(Store):
 
     def delete(self, key: str) -> None:
         """One request."""
-        name = self._name(key)
-        try:
-            with self._client.telling("delete", name):
-                self._client.obstore.delete(self._client.handle(), name)
-        except StoreNotFoundError:
-            return
+        delete(self._client, self._name(key))
 
     def delete_tree(self, key: str) -> None:
         """Deletes by the thousand what a listing shows; where it shows nothing, an object of that very name."""
         prefix = self._name(key)
         is_empty = True
-        with self._client.telling("delete", prefix):
-            for page in self._pages(prefix, _PAGE):
-                is_empty = False
-                self._delete_page([str(entry["path"]) for entry in page])
+        for page in pages(self._client, prefix):
+            is_empty = False
+            delete_all(self._client, [entry.name for entry in page])
         if key and is_empty:
             self.delete(key)
 
@@ -210,61 +221,36 @@ class ObjectStore(Store):
     def _name(self, key: str) -> str:
         return name_of(self._prefix, key)
 
-    def _put(self, action: str, key: str, data: bytes, mode: str) -> None:
-        name = self._name(key)
-        with self._client.telling(action, name):
-            self._client.obstore.put(self._client.handle(), name, data, mode=mode, use_multipart=False)
-
-    def _pages(self, prefix: str, chunk_size: int) -> Iterator[Any]:
-        return iter(self._client.obstore.list(self._client.handle(), prefix or None, chunk_size=chunk_size))
-
     def _list_all(self, prefix: str) -> Iterator[StoreEntry]:
         # Other programs mark a directory by an empty object whose name ends in "/"; the library drops the slash. Names come
         # in order, so such a mark stands right before what is below it.
-        held: Any = None
-        with self._client.telling("list", prefix):
-            for page in self._pages(prefix, _PAGE):
-                for entry in page:
-                    if held is not None and not entry["path"].startswith(f"{held['path']}/"):
-                        yield self._entry(held)
-                    held = None
-                    if entry["path"] == prefix:
-                        continue
-                    if entry["size"]:
-                        yield self._entry(entry)
-                    else:
-                        held = entry
+        held: Listed | None = None
+        for page in pages(self._client, prefix):
+            for entry in page:
+                if held is not None and not entry.name.startswith(f"{held.name}/"):
+                    yield self._entry(held)
+                held = None
+                if entry.name == prefix:
+                    continue
+                if entry.size_bytes:
+                    yield self._entry(entry)
+                else:
+                    held = entry
         if held is not None:
             yield self._entry(held)
 
     def _list_level(self, prefix: str) -> Iterator[StoreEntry]:
-        with self._client.telling("list", prefix):
-            found = self._client.obstore.list_with_delimiter(self._client.handle(), prefix or None)
-        directories = {str(each).rstrip("/") for each in found["common_prefixes"]}
+        objects, directories = level(self._client, prefix)
         for name in directories:
             yield StoreEntry(key_of(self._prefix, name), 0, is_directory=True, mtime_s=0.0)
-        for entry in found["objects"]:
-            if entry["path"] != prefix and entry["path"] not in directories:
+        for entry in objects:
+            if entry.name != prefix and entry.name not in directories:
                 yield self._entry(entry)
 
-    def _entry(self, entry: Any) -> StoreEntry:
+    def _entry(self, entry: Listed) -> StoreEntry:
         return StoreEntry(
-            key=key_of(self._prefix, str(entry["path"])),
-            size_bytes=int(entry["size"]),
+            key=key_of(self._prefix, entry.name),
+            size_bytes=entry.size_bytes,
             is_directory=False,
-            mtime_s=entry["last_modified"].timestamp(),
+            mtime_s=entry.mtime_s,
         )
-
-    def _delete_page(self, names: Sequence[str]) -> None:
-        try:
-            self._client.obstore.delete(self._client.handle(), names)
-        except Exception as error:
-            # Where deleting is one request an object, one that is gone already ends the rest.
-            if not isinstance(self._client.error("delete", "", error), StoreNotFoundError):
-                raise
-            for name in names:
-                try:
-                    with self._client.telling("delete", name):
-                        self._client.obstore.delete(self._client.handle(), name)
-                except StoreNotFoundError:
-                    continue

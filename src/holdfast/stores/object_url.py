@@ -20,7 +20,7 @@ from holdfast.urls import shown_url
 
 SCHEMES = {
     "s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "az": "az", "azure": "az", "adl": "az",
-    "abfs": "az", "abfss": "az",
+    "abfs": "az", "abfss": "az", "http": "http", "https": "http",
 }  # fmt: skip
 """The service of each scheme of a URL."""
 
@@ -54,6 +54,7 @@ _OPTIONS = {
             "endpoint", "use_emulator", "skip_signature", "use_azure_cli", "bearer_token",
         }
     ),
+    "http": frozenset(),
 }  # fmt: skip
 _SECRETS = frozenset(
     {
@@ -141,6 +142,8 @@ def parse_url(url: str, given: Mapping[str, Any] | None = None) -> tuple[Place, 
                     f"{shown_url(url)!r}: a {scheme}:// URL takes no user and password; see its options"
                 )
             options.update(zip(names, (urllib.parse.unquote(name), urllib.parse.unquote(secret)), strict=True))
+    if service == "http":
+        options["allow_http"] = "true" if scheme == "http" else "false"
     if not bucket:
         raise ConfigurationError(f"{shown_url(url)!r} names no bucket; write {scheme}://bucket/prefix")
     # Together: an endpoint may be in one of them and its scheme in the other.

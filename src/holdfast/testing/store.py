@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import StorageError, StoreExistsError, StoreNotFoundError
+from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
 from holdfast.stores.base import Store
 
 NAMES = (
@@ -305,6 +305,28 @@ class StoreContract:
         third = store.lock("d/lock", "the third")
         assert not isinstance(third, str)
         third.release()
+
+    def test_what_was_put_is_confirmed_and_what_was_not_is_missed(self, tmp_path: Path) -> None:
+        store = self.make_store(tmp_path)
+        sizes = {f"d/{number}": 10 * number for number in range(3)} | {"a b ü %": 1}
+        for key, size_bytes in sizes.items():
+            put(store, f"c/{key}", tmp_path, b"x" * size_bytes)
+        store.confirm("c", sizes)
+        if type(store).confirm is not Store.confirm:
+            expect(StorageUnavailableError, lambda: store.confirm("c", {**sizes, "other": 1}))
+            expect(StorageUnavailableError, lambda: store.confirm("c", {**sizes, "d/1": 11}))
+
+    def test_a_copy_has_the_bytes_and_replaces(self, tmp_path: Path) -> None:
+        store = self.make_store(tmp_path)
+        put(store, "c/a b ü %", tmp_path, b"data")
+        put(store, "d/e", tmp_path, b"longer than that")
+        if not store.capabilities.copies:
+            assert not store.copy("c/a b ü %", "d/e", 4)
+            return
+        assert store.copy("c/a b ü %", "d/e", 4)
+        assert store.read("d/e") == store.read("c/a b ü %") == b"data"
+        assert not store.copy("c/nothing", "d/f", 4)
+        assert not store.exists("d/f")
 
     def test_sync_takes_files_links_and_directories(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)

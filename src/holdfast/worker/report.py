@@ -185,7 +185,8 @@ def _with_checkpoint(
     if in_place:
         name = _name_in_run(state, checkpoint, name)
         # Other ranks may still be writing there: the driver looks at it once all have come.
-        check_directory(checkpoint.path)
+        if state.run.local_path() is not None:
+            check_directory(checkpoint.path)
         shard = StagedShard(rank=state.job.rank, root=layout.encode_path(checkpoint.path), files=())
     else:
         ours = is_staging(state, checkpoint.path)
@@ -222,9 +223,11 @@ def _upload_by_user(state: WorkerState, checkpoint: Checkpoint, name: str | None
 
 def _name_in_run(state: WorkerState, checkpoint: Checkpoint, name: str | None) -> str:
     """The directory name of a checkpoint that must lie directly in the run's directory already."""
-    run = os.path.realpath(state.job.run_url)
-    parent, found = os.path.split(os.path.realpath(checkpoint.path))
-    if parent != run or (name is not None and name != found):
+    run, place = state.job.run_url, checkpoint.path
+    if state.run.local_path() is not None:
+        run, place = os.path.realpath(run), os.path.realpath(place)
+    parent, _, found = place.rpartition("/")
+    if parent != run.rstrip("/") or (name is not None and name != found):
         expected = f"{state.job.run_url}/{name or '<name>'}"
         raise CheckpointSourceError(
             f"the checkpoint {checkpoint.path} was to be registered without copying, but does not lie at {expected}; write "

@@ -20,6 +20,7 @@ from holdfast.engines.local.group import LocalGroup
 from holdfast.engines.local.output import LineHandler, OutputPump
 from holdfast.errors import WorkerStartError
 from holdfast.persistence import layout
+from holdfast.persistence.logs import Logs
 from holdfast.worker import protocol
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class LocalEngine(Engine):
     def __init__(self, scaling: ScalingConfig, backend: BackendConfig, store: Store, on_line: LineHandler) -> None:
         self._scaling = scaling
         self._backend = backend
-        self._store = store
+        self._logs = Logs(store)
         self._on_line = on_line
         self._zygote: launcher.Zygote | None = None
         self._family: Family | None = None
@@ -97,7 +98,7 @@ class LocalEngine(Engine):
         self.await_ready(reactor, lambda: False)
         attempt = jobs[0].attempt
         port = reserve_port()
-        pump = OutputPump(self._store, lambda rank: layout.log_key(attempt, rank), self._on_line)
+        pump = OutputPump(self._logs, lambda rank: layout.log_key(attempt, rank), self._on_line)
         group = LocalGroup(reactor, self._family_in(reactor), pump, port, listener)
         return _started(group, [self._complete(job, port.getsockname()[1]) for job in jobs])
 
@@ -123,7 +124,7 @@ class LocalEngine(Engine):
         if self._loading:
             reactor.watch(zygote.fileno(), lambda _: self._imported_beside(reactor, zygote))
             return None
-        pump = OutputPump(self._store, lambda _: log_key, on_line)
+        pump = OutputPump(self._logs, lambda _: log_key, on_line)
         group = LocalGroup(reactor, self._family_in(reactor), pump, None, listener)
         threads = os.environ.get("OMP_NUM_THREADS", str(self._threads(self.world_size() or 1)))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1", **job.environment}
@@ -132,6 +133,7 @@ class LocalEngine(Engine):
 
     def close(self) -> None:
         """Leaves the zygote warm for the next run; one that still imports is ended, for nobody waits for it."""
+        self._logs.close()
         if self._zygote is not None:
             if self._loading:
                 launcher.discard(self._zygote)

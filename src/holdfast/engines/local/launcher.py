@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from holdfast.engines.local import wire
 from holdfast.errors import WorkerStartError
+from holdfast.persistence.right_of_way import as_usual
 
 logger = logging.getLogger("holdfast")
 
@@ -50,15 +51,16 @@ class Zygote:
         arguments = ["-c", _BOOT, str(theirs.fileno()), str(os.getpid()), str(lifeline)]
         search_path = os.pathsep.join(path or os.getcwd() for path in sys.path)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, *subprocess._args_from_interpreter_flags(), *arguments],  # type: ignore[attr-defined]
-                pass_fds=(theirs.fileno(), lifeline),
-                env=_ALONE | os.environ | {"_HOLDFAST_PATH": search_path},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                start_new_session=True,  # Ctrl-C in the terminal is the driver's
-            )
+            with as_usual():  # all workers come from it
+                self._process = subprocess.Popen(
+                    [sys.executable, *subprocess._args_from_interpreter_flags(), *arguments],  # type: ignore[attr-defined]
+                    pass_fds=(theirs.fileno(), lifeline),
+                    env=_ALONE | os.environ | {"_HOLDFAST_PATH": search_path},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    start_new_session=True,  # Ctrl-C in the terminal is the driver's
+                )
         except OSError as error:
             ours.close()
             os.close(self._lifeline)

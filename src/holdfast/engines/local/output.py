@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 
 from holdfast.errors import StorageError
-from holdfast.stores.base import AppendHandle, Store
+from holdfast.persistence.logs import Logs
+from holdfast.stores.base import AppendHandle
 
 _CHUNK_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 1 << 16
@@ -33,13 +34,13 @@ class _Stream:
 class OutputPump:
     """Reads all workers' pipes in a thread of its own, so that a slow terminal never delays a report."""
 
-    def __init__(self, store: Store, log_key: Callable[[int], str], on_line: LineHandler) -> None:
+    def __init__(self, logs: Logs, log_key: Callable[[int], str], on_line: LineHandler) -> None:
         """Starts nothing yet.
 
         Args:
             log_key: Where a rank's output is kept.
         """
-        self._store = store
+        self._kept = logs
         self._log_key = log_key
         self._on_line = on_line
         self._selector = selectors.DefaultSelector()
@@ -135,12 +136,12 @@ class OutputPump:
             self._on_line(stream.rank, text, stream.is_stderr)
 
     def _keep(self, rank: int, data: bytes) -> None:
-        if not self._store.capabilities.append or self._log_failed:
+        if self._log_failed:
             return
         try:
             log = self._logs.get(rank)
             if log is None:
-                log = self._logs[rank] = self._store.open_append(self._log_key(rank))
+                log = self._logs[rank] = self._kept.open(self._log_key(rank))
             log.write(data)
         except StorageError as error:
             # A full disk must not end training over its own log; the person sees the lines all the same.

@@ -1,0 +1,81 @@
+"""How many requests are on their way to a bucket at once: fewer when it says that they are too many, then one by one more.
+
+The rule is that of TCP (additive increase, multiplicative decrease): half after a refusal, one more after two rounds of successes. All
+work belongs to the loop of `object_calls`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+
+_log = logging.getLogger("holdfast")
+_MOST = 64
+_MORE_PER_ROUND = 0.5
+_TELL_EVERY_S = 60.0
+
+
+class Gate:
+    """Lets requests through, as an asynchronous context manager.
+
+    Args:
+        name: What they go to, as the log calls it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._limit = float(_MOST)
+        self._running = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._halved_s = float("-inf")
+        self._told_s = float("-inf")
+
+    @property
+    def limit(self) -> int:
+        """How many may be on their way."""
+        return int(self._limit)
+
+    async def __aenter__(self) -> None:
+        while self._running >= self.limit:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except BaseException:
+                # Called up and broken off in the same instant: the turn is another's.
+                if turn.done() and not turn.cancelled():
+                    self._call_up()
+                raise
+        self._running += 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._running -= 1
+        self._call_up()
+
+    def succeeded(self) -> None:
+        """A request was answered."""
+        self._limit = min(_MOST, self._limit + _MORE_PER_ROUND / self._limit)
+
+    def refused(self, sent_s: float) -> None:
+        """A request was told that there are too many.
+
+        Args:
+            sent_s: When it was let through. Those that were on their way when the limit was halved say nothing of the new one.
+        """
+        if sent_s < self._halved_s:
+            return
+        now_s = self._halved_s = time.monotonic()
+        self._limit = max(1.0, min(self._limit, self._running) / 2)
+        if now_s - self._told_s > _TELL_EVERY_S:
+            self._told_s = now_s
+            _log.warning("%s says that requests come too fast; fewer are sent at once until it takes more", self._name)
+
+    def _call_up(self) -> None:
+        room = self.limit - self._running
+        while self._waiting and room > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                room -= 1

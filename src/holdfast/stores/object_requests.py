@@ -1,0 +1,257 @@
+"""The requests that an object store can be asked, each a call that can be broken off; nothing else here knows obstore's functions.
+
+Every error is a `StorageError` that names the object; see `object_errors`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.errors import StorageError, StoreNotFoundError
+from holdfast.stores.object_client import Client, Resends
+
+# A name that all three services take for user metadata (Azure's must be an identifier).
+NONCE = "holdfastwrite"
+# As many as one request of S3 deletes, and as one page of a listing has.
+PAGE = 1000
+# As much as one request of S3 copies.
+_MOST_COPIED_BYTES = 5 << 30
+_log = logging.getLogger("holdfast")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object that is there.
+
+    Attributes:
+        nonce: What the write that made it was called by its writer, or None where it or the server did not say.
+    """
+
+    size_bytes: int
+    nonce: str | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object, as a listing shows it."""
+
+    name: str
+    size_bytes: int
+    mtime_s: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of an object.
+
+    Attributes:
+        data: What came, all of it or the range that was asked for.
+        size_bytes: Of the whole object.
+        e_tag: What tells this object from others of its name, where the server says it.
+    """
+
+    data: memoryview
+    size_bytes: int
+    e_tag: str | None
+
+
+def look(client: Client, name: str) -> Found | None:
+    """What lies at a name; None for nothing. One request.
+
+    Raises:
+        StorageError: The store did not say.
+    """
+    obstore, handle = client.obstore, client.handle()
+
+    async def ask() -> Found:
+        result = await obstore.get_async(handle, name, options={"head": True})
+        attributes = {str(each).lower(): str(value) for each, value in result.attributes.items()}
+        return Found(int(result.meta["size"]), attributes.get(NONCE))
+
+    try:
+        return client.call("look for", name, ask)
+    except StoreNotFoundError:
+        return None
+
+
+def get(client: Client, name: str) -> Piece:
+    """A whole object. One request.
+
+    Raises:
+        StoreNotFoundError: There is none.
+        StorageError: It could not be read.
+    """
+    return client.call("read", name, lambda: fetch(client, name))
+
+
+async def fetch(client: Client, name: str, range_bytes: tuple[int, int] | None = None) -> Piece:
+    """Some bytes of an object, in one request; on the loop of `object_calls`.
+
+    Args:
+        range_bytes: Start, and end (not included); None for all.
+    """
+    options = {"range": range_bytes} if range_bytes is not None else None
+    result = await client.obstore.get_async(client.handle(), name, options=options)
+    data = memoryview(await result.bytes_async())
+    return Piece(data, int(result.meta["size"]), result.meta["e_tag"])
+
+
+def put(
+    client: Client,
+    name: str,
+    data: bytes,
+    *,
+    only_new: bool,
+    action: str = "store",
+    nonce: str | None = None,
+    probe: bool = False,
+) -> None:
+    """Puts a small object. One request.
+
+    Args:
+        only_new: Whether it must not be there yet.
+        nonce: What the write is called.
+        probe: It is given up sooner.
+
+    Raises:
+        StoreExistsError: It is there. It may be ours: sent again for want of an answer, it meets itself.
+        StorageError: It failed, or its answer was lost.
+    """
+    obstore, handle = client.obstore, client.handle(_resends(probe))
+    attributes = {NONCE: nonce} if nonce is not None else None
+    mode = "create" if only_new else "overwrite"
+
+    async def send() -> None:
+        await obstore.put_async(handle, name, data, attributes=attributes, mode=mode, use_multipart=False)
+
+    client.call(action, name, send, once=probe)
+
+
+def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, part_bytes: int, at_once: int) -> None:
+    """Puts an object in parts, several at once. Two requests, and one a part.
+
+    Ended by an error, of the network or of the reading, the library aborts the upload: no part stays behind. Only one that is
+    broken off leaves them, for the bucket's rule for unfinished uploads.
+
+    Args:
+        part_bytes: Of each part but the last.
+        at_once: How many are on their way at most.
+
+    Raises:
+        StorageError: It failed, or its answer was lost.
+    """
+    obstore, handle = client.obstore, client.handle(Resends.ALWAYS)
+
+    async def send() -> None:
+        await obstore.put_async(
+            handle,
+            name,
+            parts,
+            attributes={NONCE: nonce},
+            use_multipart=True,
+            chunk_size=part_bytes,
+            max_concurrency=client.calls.at_once(at_once),
+        )
+
+    client.call("store", name, send, once=True)
+
+
+def copy(client: Client, source: str, target: str, size_bytes: int) -> bool:
+    """Has the service copy an object, over what lies at the target. One request.
+
+    Returns:
+        Whether that was done; nothing is raised.
+    """
+    if size_bytes > _MOST_COPIED_BYTES:
+        return False
+    obstore, handle = client.obstore, client.handle()
+    try:
+        client.call("copy to", target, lambda: _awaited(obstore.copy_async(handle, source, target)))
+    except StorageError as error:
+        _log.debug("the copy to %s failed: %s", target, error)
+        try:
+            # The answer may have been lost.
+            found = look(client, target)
+        except StorageError:
+            return False
+        return found is not None and found.size_bytes == size_bytes
+    return True
+
+
+def delete(client: Client, name: str, *, action: str = "delete", probe: bool = False) -> None:
+    """Removes an object; one that is gone already is no error. One request.
+
+    Raises:
+        StorageError: It is still there.
+    """
+    obstore, handle = client.obstore, client.handle(_resends(probe))
+    try:
+        client.call(action, name, lambda: _awaited(obstore.delete_async(handle, name)), once=probe)
+    except StoreNotFoundError:
+        return
+
+
+def delete_all(client: Client, names: Sequence[str]) -> None:
+    """Removes objects, `PAGE` at most; those that are gone already are no error. One request, where the service can.
+
+    Raises:
+        StorageError: Some are still there.
+    """
+    obstore, handle = client.obstore, client.handle()
+    try:
+        client.call("delete", names[0], lambda: _awaited(obstore.delete_async(handle, names)))
+    except StoreNotFoundError:
+        # Where deleting is one request an object, one that is gone already ends the rest.
+        for name in names:
+            delete(client, name)
+
+
+def pages(
+    client: Client, prefix: str, *, size: int = PAGE, action: str = "list", probe: bool = False
+) -> Iterator[list[Listed]]:
+    """Everything below a prefix, however deep, in the order of names. One request a page, made when it is come to.
+
+    Raises:
+        StorageError: It could not be listed.
+    """
+    stream: Any = None
+
+    async def next_page() -> Any:
+        nonlocal stream
+        if stream is None:
+            # On the loop, where alone it can be waited for.
+            handle = client.handle(Resends.SOON_OVER if probe else Resends.ALWAYS)
+            stream = client.obstore.list(handle, prefix or None, chunk_size=size)
+        return await anext(stream, None)
+
+    while (page := client.call(action, prefix, next_page, once=True)) is not None:
+        yield [_listed(entry) for entry in page]
+
+
+def level(client: Client, prefix: str) -> tuple[list[Listed], set[str]]:
+    """The objects directly below a prefix, and the prefixes there. One request a thousand of them.
+
+    Raises:
+        StorageError: It could not be listed.
+    """
+    obstore, handle = client.obstore, client.handle()
+    found: Mapping[str, Any] = client.call(
+        "list", prefix, lambda: _awaited(obstore.list_with_delimiter_async(handle, prefix or None))
+    )
+    below = {str(each).rstrip("/") for each in found["common_prefixes"]}
+    return [_listed(entry) for entry in found["objects"]], below
+
+
+def _resends(probe: bool) -> Resends:
+    return Resends.SOON_OVER if probe else Resends.NEVER
+
+
+async def _awaited(future: Any) -> Any:
+    return await future
+
+
+def _listed(entry: Mapping[str, Any]) -> Listed:
+    return Listed(str(entry["path"]), int(entry["size"]), entry["last_modified"].timestamp())

@@ -1,0 +1,276 @@
+"""Requests to a bucket: broken off when the end is to come at once, fewer where there are too many, copies instead of bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import holdfast as train
+from holdfast.errors import StorageError
+from holdfast.stores import Store, open_store
+from holdfast.testing.store import put
+from support.runs import open_run, report
+from support.s3_proxy import SLOW_DOWN, Fault, Proxy, running_proxy
+from support.s3_server import KEYS, S3Server, running_server
+
+SOON_S = 8.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[Proxy]:
+    with running_proxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def bucket(server: S3Server) -> str:
+    return server.make_bucket()
+
+
+@pytest.fixture
+def store(server: S3Server, proxy: Proxy, bucket: str) -> Store:
+    return open_store(server.url(bucket, "run", port=proxy.port))
+
+
+CALLS = {
+    "read": lambda store, tmp_path: store.read("key"),
+    "open": lambda store, tmp_path: store.open_read("key"),
+    "list": lambda store, tmp_path: list(store.list("")),
+    "list-all": lambda store, tmp_path: list(store.list("", recursive=True)),
+    "create": lambda store, tmp_path: store.create("other", b"data"),
+    "delete": lambda store, tmp_path: store.delete("key"),
+    "put": lambda store, tmp_path: put(store, "c/file", tmp_path, b"data"),
+    "parts": lambda store, tmp_path: put(store, "c/file", tmp_path, os.urandom(20 << 20)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_who_waits_for_a_silent_server_is_let_go_when_the_end_is_to_come_at_once(
+    store: Store, proxy: Proxy, tmp_path: Path, name: str
+) -> None:
+    store.write("key", b"data")
+    proxy.fail(Fault(times=-1, stalls=True))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(CALLS[name], store, tmp_path)
+        time.sleep(0.5)
+        assert not waiting.done()
+        begin_s = time.monotonic()
+        store.hurry()
+        with pytest.raises(StorageError, match="had not answered when the run was to end at once"):
+            waiting.result(SOON_S)
+        # And whoever comes then does not wait for long.
+        with pytest.raises(StorageError, match="had not answered"):
+            store.read("key")
+        assert time.monotonic() - begin_s < SOON_S
+    proxy.heal()
+    assert store.read("key") == b"data"  # a server that does answer is still heard
+    store.prepare()
+    assert store.read("key") == b"data"
+
+
+class Interrupted(Exception):  # noqa: N818 - a signal
+    pass
+
+
+@pytest.mark.parametrize("name", ["read", "list", "parts"])
+def test_a_signal_ends_the_wait_for_a_silent_server(store: Store, proxy: Proxy, tmp_path: Path, name: str) -> None:
+    def handler(*_: object) -> None:
+        raise Interrupted
+
+    proxy.fail(Fault(times=-1, stalls=True))
+    earlier = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        begin_s = time.monotonic()
+        with pytest.raises(Interrupted):
+            CALLS[name](store, tmp_path)
+        assert time.monotonic() - begin_s < SOON_S
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+
+
+DRIVER = """
+import sys, tempfile, time
+from pathlib import Path
+import holdfast as train
+base = Path(sys.argv[2])
+def loop():
+    for step in range(10_000):
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "model").write_text("weights")
+            train.report({"step": step}, train.Checkpoint(directory))
+        (base / "up").touch()
+try:
+    train.DataParallelTrainer(loop, run_config=train.RunConfig(name="run", storage_path=sys.argv[1], progress="quiet")).fit()
+except train.TrainingInterrupted as error:
+    print("interrupted", error.result.checkpoint is not None, flush=True)
+"""
+
+
+def test_a_bucket_that_went_silent_does_not_hold_up_the_second_ctrl_c(
+    server: S3Server, bucket: str, proxy: Proxy, tmp_path: Path
+) -> None:
+    url = server.url(bucket, "exp", port=proxy.port)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, url, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        deadline_s = time.monotonic() + 30
+        while not (tmp_path / "up").exists():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        proxy.fail(Fault(times=-1, stalls=True))
+        time.sleep(1)
+        driver.send_signal(signal.SIGINT)
+        time.sleep(1)
+        begin_s = time.monotonic()
+        driver.send_signal(signal.SIGINT)
+        out, _ = driver.communicate(timeout=60)
+        assert time.monotonic() - begin_s < 25
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert out.split() == ["interrupted", "True"]
+    run = train.Run(server.url(bucket, "exp/run"))
+    assert run.latest is not None
+    assert not any(run.verify().values())
+
+
+class Strict:
+    """Refuses what comes while so many others are on their way."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.running = self.refused = self.peak = 0
+        self.lock = threading.Lock()
+
+
+def test_requests_that_are_too_many_become_fewer_and_then_more(
+    server: S3Server, bucket: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict = Strict(2)
+    with running_proxy(server.port) as proxy:
+        serve = proxy._handle
+
+        def handle(client: object, head: bytes, fault: Fault) -> None:
+            with strict.lock:
+                strict.running += 1
+                strict.peak = max(strict.peak, strict.running)
+                too_many = strict.running > strict.most
+                strict.refused += too_many
+            try:
+                time.sleep(0.01)
+                serve(client, head, Fault(answers=SLOW_DOWN) if too_many else fault)  # type: ignore[arg-type]
+            finally:
+                with strict.lock:
+                    strict.running -= 1
+
+        proxy._handle = handle  # type: ignore[method-assign, assignment]
+        store = open_store(server.url(bucket, "run", port=proxy.port))
+        source = tmp_path / "source"
+        source.write_bytes(b"data")
+
+        def store_some(first: int, count: int) -> None:
+            with ThreadPoolExecutor(16) as pool:
+                list(
+                    pool.map(lambda n: put(store, f"c/{n}", tmp_path, None, source=source), range(first, first + count))
+                )
+
+        store_some(0, 150)
+        # Without back-pressure nearly all of the first tries are refused, and most of the second ones.
+        assert 0 < strict.refused < 100
+        assert "requests come too fast" in caplog.text
+        strict.most, strict.peak = 1000, 0
+        store_some(1000, 300)
+        assert strict.peak > 4
+        store.confirm("c", {str(n): 4 for n in [*range(150), *range(1000, 1300)]})
+
+
+def test_files_that_did_not_change_are_copied_by_the_store(
+    server: S3Server, store: Store, proxy: Proxy, bucket: str, tmp_path: Path
+) -> None:
+    frozen, changing = os.urandom(12 << 20), os.urandom(1 << 20)
+
+    def files(step: int) -> dict[str, bytes]:
+        return {"frozen": frozen, "small": b"x" * 1000, "changing": changing + bytes([step])}
+
+    run = open_run(store)
+    try:
+        for step in range(3):
+            begin = len(proxy.requests)
+            report(run, tmp_path, files(step))
+            sent = [line.split()[0] for line in proxy.requests[begin:] if "/frozen" in line]
+            if step:
+                assert sent == ["PUT"]
+            else:
+                assert len(sent) > 2  # a look, and an upload in parts
+    finally:
+        run.close()
+    again = open_run(store)
+    try:  # a driver that knows nothing of the bytes reads the file, and need not send it
+        assert again.latest_valid() is not None
+        begin = len(proxy.requests)
+        report(again, tmp_path, files(2))
+        assert sum("/frozen" in line for line in proxy.requests[begin:]) == 1
+    finally:
+        again.close()
+    found = train.Run(server.url(bucket, "run"))
+    assert len(found.checkpoints) == 4
+    assert not any(found.verify().values())
+    with found.checkpoints[2].checkpoint.as_directory() as directory:
+        assert Path(directory, "frozen").read_bytes() == frozen
+        assert Path(directory, "changing").read_bytes() == changing + b"\2"
+
+
+def test_a_copy_that_fails_is_sent(store: Store, proxy: Proxy, tmp_path: Path) -> None:
+    frozen = {"frozen": os.urandom(1 << 20)}
+    run = open_run(store)
+    try:
+        report(run, tmp_path, frozen)
+        refused = proxy.fail(
+            Fault(
+                "PUT",
+                "x-amz-copy-source",
+                times=-1,
+                answers=b"HTTP/1.1 501 Not Implemented\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            )
+        )
+        report(run, tmp_path, frozen)
+        assert refused.times < -1
+    finally:
+        run.close()
+    with run.store_of("checkpoint_000001").open_read("frozen") as file:
+        assert file.read() == frozen["frozen"]
+
+
+def test_a_lost_answer_to_a_copy_is_no_failure(store: Store, proxy: Proxy, tmp_path: Path) -> None:
+    frozen = {"frozen": os.urandom(1 << 20)}
+    run = open_run(store)
+    try:
+        report(run, tmp_path, frozen)
+        lost = proxy.fail(Fault("PUT", "x-amz-copy-source", loses_answer=True))
+        report(run, tmp_path, frozen)
+        assert lost.times == 0
+        assert len(run.checkpoints()) == 2
+    finally:
+        run.close()
