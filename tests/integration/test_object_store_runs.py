@@ -93,7 +93,7 @@ def test_a_job_comes_back_from_a_bucket_after_a_kill_and_on_another_day(server, 
         for entry in open_store(url).list("run/.holdfast/logs", recursive=True)
     }
     assert len(logs) == 6  # of three attempts, two ranks each
-    assert logs["run/.holdfast/logs/attempt_000002/rank_00001.log"] == b"at step 5\nat step 6\n"
+    assert logs["run/.holdfast/logs/attempt_000003/rank_00001.log"] == b"at step 5\nat step 6\n"
 
     run = train.Run(url.replace("/exp?", "/exp/run?"))
     assert [each.metrics["step"] for each in run.checkpoints] == [5, 6]
