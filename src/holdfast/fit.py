@@ -90,6 +90,12 @@ class Fit:
             TrainingFailedError: As `DataParallelTrainer.fit` says.
             TrainingInterrupted: A signal ended it.
         """
+        try:
+            return self._run()
+        finally:
+            self._store.hurry(on=False)
+
+    def _run(self) -> Result:
         engine = self._make_engine()
         engine.prepare()
         try:

@@ -85,8 +85,14 @@ def test_who_waits_for_a_silent_server_is_let_go_when_the_end_is_to_come_at_once
         assert time.monotonic() - begin_s < SOON_S
     proxy.heal()
     assert store.read("key") == b"data"  # a server that does answer is still heard
-    store.prepare()
-    assert store.read("key") == b"data"
+    store.hurry(on=False)
+    proxy.fail(Fault("GET", waits_for=threading.Event()))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(store.read, "key")
+        with pytest.raises(TimeoutError):
+            waiting.result(1.5)
+        store.hurry()
+    store.hurry(on=False)
 
 
 class Interrupted(Exception):  # noqa: N818 - a signal

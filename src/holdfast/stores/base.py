@@ -131,10 +131,13 @@ class Store(ABC):
             StorageError: It cannot; the text says why and what to do.
         """
 
-    def hurry(self) -> None:
+    def hurry(self, *, on: bool = True) -> None:
         """The run is to end at once: what still waits for an answer of the store fails within seconds. Safe in a signal handler.
 
         Nothing where a wait cannot be broken off, or never is long.
+
+        Args:
+            on: False: it has ended, and whatever comes may take its time again.
         """
         return
 

@@ -87,16 +87,16 @@ class Calls:
         """How many requests one that makes several may have on their way; fewer than `most` where the store wants fewer."""
         return max(1, min(most, self._gate.limit))
 
-    def hurry(self) -> None:
-        """Few seconds are left for what is on its way, and a second for each request that begins later. Safe in a signal handler."""
-        self._until_s = time.monotonic() + _LAST_S
-        loop = _process.running
-        if loop is not None:
-            loop.call_soon_threadsafe(self._shorten, loop.time() + _LAST_S)
+    def hurry(self, *, on: bool) -> None:
+        """Few seconds are left for what is on its way, and a second for each request that begins later. Safe in a signal handler.
 
-    def take_time(self) -> None:
-        """Takes `hurry` back."""
-        self._until_s = None
+        Args:
+            on: False takes it back.
+        """
+        self._until_s = time.monotonic() + _LAST_S if on else None
+        loop = _process.running
+        if on and loop is not None:
+            loop.call_soon_threadsafe(self._shorten, loop.time() + _LAST_S)
 
     async def _run(self, request: Callable[[], Coroutine[Any, Any, _T]], once: bool) -> _T:
         until_s = self._until_s

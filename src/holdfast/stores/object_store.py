@@ -93,9 +93,9 @@ class ObjectStore(Store):
         """None: nothing lies on this machine."""
         return None
 
-    def hurry(self) -> None:
-        """Of the whole bucket, in this process; `prepare` takes it back."""
-        self._client.calls.hurry()
+    def hurry(self, *, on: bool = True) -> None:
+        """Of the whole bucket, in this process."""
+        self._client.calls.hurry(on=on)
 
     def prepare(self) -> None:
         """Writes, lists and deletes a probe object, and finds out whether creation is exclusive.
@@ -109,7 +109,6 @@ class ObjectStore(Store):
             raise StorageAccessError(
                 f"Cannot store in {self.url!r}: a web server is for reading; give a path, or the URL of a bucket (s3://…)"
             )
-        self._client.calls.take_time()
         # What a death in there leaves is collected by its name when the run is next driven.
         probe(self._client, self._name(temporary_name()), self._prefix)
 
