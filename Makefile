@@ -49,6 +49,7 @@ lint: $(STAMP)  ## style, types, layers
 .PHONY: test-packages
 test-packages:
 	@scripts/install-packages mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
+	@scripts/install-packages ceph-mon=ceph-mon ceph-osd=ceph-osd radosgw=radosgw ceph=ceph-common
 
 .PHONY: test
 test: lint test-packages  ## lint, and every test that is not slow

@@ -8,7 +8,8 @@ import pytest
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
 from holdfast.testing.store import StoreContract
-from support.s3_server import KEYS, S3Server, running_rclone, running_server
+from support.ceph import CephServer
+from support.s3_server import KEYS, S3Server, running_server
 
 
 @pytest.fixture(scope="module")
@@ -17,35 +18,44 @@ def server() -> Iterator[S3Server]:
         yield server
 
 
-class TestObjectStore(StoreContract):
+class BucketContract(StoreContract):
     @pytest.fixture(autouse=True)
-    def _server(self, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in KEYS.items():
+            monkeypatch.setenv(name, value)
+
+    def store_on(self, server: S3Server) -> Store:
+        return open_store(server.url(server.make_bucket(), "some/prefix"))
+
+
+class TestMoto(BucketContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, server: S3Server) -> None:
         self.server = server
-        for name, value in KEYS.items():
-            monkeypatch.setenv(name, value)
 
     def make_store(self, tmp_path: Path) -> Store:
-        return open_store(self.server.url(self.server.make_bucket(), "some/prefix"))
+        return self.store_on(self.server)
 
 
-_BUCKETS = [f"bucket-{number}" for number in range(100)]
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, Iterator[str]]]:
-    with running_rclone(tmp_path_factory.mktemp("rclone"), _BUCKETS) as server:
-        yield server, iter(_BUCKETS)
-
-
-class TestObjectStoreThatIgnoresConditions(StoreContract):
+class TestCeph(BucketContract):
     @pytest.fixture(autouse=True)
-    def _server(self, rclone: tuple[S3Server, Iterator[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.server, self.buckets = rclone
-        for name, value in KEYS.items():
-            monkeypatch.setenv(name, value)
+    def _server(self, ceph: CephServer) -> None:
+        self.server = ceph
 
     def make_store(self, tmp_path: Path) -> Store:
-        store = open_store(self.server.url(next(self.buckets), "some/prefix"))
+        store = self.store_on(self.server)
+        store.prepare()
+        assert store.capabilities.exclusive_create
+        return store
+
+
+class TestRcloneWhichIgnoresConditions(BucketContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, rclone: S3Server) -> None:
+        self.server = rclone
+
+    def make_store(self, tmp_path: Path) -> Store:
+        store = self.store_on(self.server)
         store.prepare()
         assert not store.capabilities.exclusive_create
         return store
