@@ -97,7 +97,7 @@ def test_a_store_is_what_its_url_says() -> None:
     assert repr(Place("s3", "b", "s3://b", ())) == "Place('s3://b')"
 
 
-_TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n02579AFf"), min_size=1, max_size=20)
+_TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n\\.02579ACEFf"), min_size=1, max_size=20)
 
 
 @given(
@@ -107,7 +107,8 @@ def test_every_key_has_a_name_of_its_own_and_comes_back(parts: list[str], other:
     key = "/".join(parts)
     name = name_of("some/prefix", key)
     name.encode()
-    assert not any(ord(char) < 32 or ord(char) == 127 for char in name)
+    assert not any(ord(char) < 32 or ord(char) == 127 or char == "\\" for char in name)
+    assert not any(part.endswith(".") for part in name.split("/"))
     assert key_of("some/prefix", name) == key
     if "/" not in other and other not in (".", ".."):
         assert (name_of("", other) == name_of("", key)) is (other == key)
