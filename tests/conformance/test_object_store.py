@@ -8,8 +8,9 @@ import pytest
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
 from holdfast.testing.store import StoreContract
+from support.azurite import AzureServer
 from support.ceph import CephServer
-from support.s3_server import KEYS, S3Server, running_server
+from support.s3_server import S3Server, running_server
 
 
 @pytest.fixture(scope="module")
@@ -19,43 +20,54 @@ def server() -> Iterator[S3Server]:
 
 
 class BucketContract(StoreContract):
+    server: S3Server | AzureServer
+    is_exclusive = True
+
     @pytest.fixture(autouse=True)
-    def _keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, value in KEYS.items():
+    def _environment(self, _server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in self.server.environment.items():
             monkeypatch.setenv(name, value)
 
-    def store_on(self, server: S3Server) -> Store:
-        return open_store(server.url(server.make_bucket(), "some/prefix"))
+    def new_url(self) -> str:
+        return self.server.url(self.server.make_bucket(), "some/prefix")
+
+    def make_store(self, tmp_path: Path) -> Store:
+        store = open_store(self.new_url())
+        store.prepare()
+        assert store.capabilities.exclusive_create is self.is_exclusive
+        return store
 
 
 class TestMoto(BucketContract):
-    @pytest.fixture(autouse=True)
+    @pytest.fixture
     def _server(self, server: S3Server) -> None:
         self.server = server
 
-    def make_store(self, tmp_path: Path) -> Store:
-        return self.store_on(self.server)
-
 
 class TestCeph(BucketContract):
-    @pytest.fixture(autouse=True)
+    @pytest.fixture
     def _server(self, ceph: CephServer) -> None:
         self.server = ceph
 
-    def make_store(self, tmp_path: Path) -> Store:
-        store = self.store_on(self.server)
-        store.prepare()
-        assert store.capabilities.exclusive_create
-        return store
 
+class TestRclone(BucketContract):
+    is_exclusive = False  # it ignores conditions
 
-class TestRcloneWhichIgnoresConditions(BucketContract):
-    @pytest.fixture(autouse=True)
+    @pytest.fixture
     def _server(self, rclone: S3Server) -> None:
         self.server = rclone
 
-    def make_store(self, tmp_path: Path) -> Store:
-        store = self.store_on(self.server)
-        store.prepare()
-        assert not store.capabilities.exclusive_create
-        return store
+
+class TestAzurite(BucketContract):
+    @pytest.fixture
+    def _server(self, azurite: AzureServer) -> None:
+        self.server = azurite
+
+
+class TestAzuriteAsDataLake(BucketContract):
+    @pytest.fixture
+    def _server(self, azurite: AzureServer) -> None:
+        self.azurite = self.server = azurite
+
+    def new_url(self) -> str:
+        return self.azurite.url_of_data_lake(self.azurite.make_bucket(), "some/prefix")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.azurite import AzureServer, running_azurite
 from support.ceph import CephServer, running_ceph
 from support.s3_server import S3Server, running_rclone
 
@@ -24,3 +25,11 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephServer]:
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with running_rclone(tmp_path_factory.mktemp("rclone")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
+    directory = tmp_path_factory.mktemp("azurite")
+    with running_azurite(directory) as server:
+        yield server
+    shutil.rmtree(directory)

@@ -97,7 +97,9 @@ def test_a_store_is_what_its_url_says() -> None:
     assert repr(Place("s3", "b", "s3://b", ())) == "Place('s3://b')"
 
 
-_TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n\\.02579ACEFf"), min_size=1, max_size=20)
+_TEXTS = st.text(
+    st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n\\.02579ACEFf"), min_size=1, max_size=20
+)
 
 
 @given(
