@@ -32,6 +32,8 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _EXTRAS = {"s3": "s3", "gs": "s3", "az": "s3"}
 _CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+# What the library calls an option that has another name here.
+_NAMES = {"gs": {"endpoint": "base_url"}}
 
 
 class Client:
@@ -121,8 +123,9 @@ class Client:
         ours = {name: options.pop(name) for name in list(options) if name in CLIENT_OPTIONS}
         if options.get("endpoint", "").startswith("http://"):
             ours.setdefault("allow_http", "true")
+        names = _NAMES.get(place.service, {})
         arguments: dict[str, Any] = {
-            "config": {name: value for name, value in options.items() if name != "profile"},
+            "config": {names.get(name, name): value for name, value in options.items() if name != "profile"},
             "client_options": _client_options(ours),
             "retry_config": _retry_config(ours, probe=probe),
         }
