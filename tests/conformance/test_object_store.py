@@ -10,6 +10,7 @@ from holdfast.stores.base import Store
 from holdfast.testing.store import StoreContract
 from support.azurite import AzureServer
 from support.ceph import CephServer
+from support.gcs_server import GoogleServer
 from support.s3_server import S3Server, running_server
 
 
@@ -20,7 +21,7 @@ def server() -> Iterator[S3Server]:
 
 
 class BucketContract(StoreContract):
-    server: S3Server | AzureServer
+    server: S3Server | AzureServer | GoogleServer
     is_exclusive = True
 
     @pytest.fixture(autouse=True)
@@ -71,3 +72,9 @@ class TestAzuriteAsDataLake(BucketContract):
 
     def new_url(self) -> str:
         return self.azurite.url_of_data_lake(self.azurite.make_bucket(), "some/prefix")
+
+
+class TestGoogle(BucketContract):
+    @pytest.fixture
+    def _server(self, google: GoogleServer) -> None:
+        self.server = google

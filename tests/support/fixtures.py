@@ -9,6 +9,7 @@ import pytest
 
 from support.azurite import AzureServer, running_azurite
 from support.ceph import CephServer, running_ceph
+from support.gcs_server import GoogleServer, running_google
 from support.s3_server import S3Server, running_rclone
 
 
@@ -33,3 +34,9 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
     with running_azurite(directory) as server:
         yield server
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def google() -> Iterator[GoogleServer]:
+    with running_google() as server:
+        yield server
