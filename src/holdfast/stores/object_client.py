@@ -42,11 +42,13 @@ class Client:
     Attributes:
         place: Where it is.
         exclusive: Whether `create` never overwrites; taken for true until a probe has shown otherwise.
+        answers_ranges: Whether a part of an object can be asked for; taken for true until an answer has shown otherwise.
     """
 
     def __init__(self, place: Place) -> None:
         self.place = place
         self.exclusive = True
+        self.answers_ranges = True
         self._handles: dict[bool, Any] = {}
         self._lock = threading.Lock()
 
