@@ -11,6 +11,7 @@ SHELL := /bin/bash
 PYTHON ?=
 TORCH ?= torch==2.13.0
 PEER ?= ray[train]==2.60.0
+AZURITE ?= 3.34.0
 ORBAX ?= orbax-checkpoint==0.12.*
 
 VENV := .venv
@@ -49,6 +50,8 @@ lint: $(STAMP)  ## style, types, layers
 .PHONY: test-packages
 test-packages:
 	@scripts/install-packages mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
+	@scripts/install-packages ceph-mon=ceph-mon ceph-osd=ceph-osd radosgw=radosgw ceph=ceph-common
+	@scripts/install-azurite $(AZURITE) .tools/azurite
 
 .PHONY: test
 test: lint test-packages  ## lint, and every test that is not slow
@@ -89,6 +92,6 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 
 .PHONY: clean
 clean:  ## remove what make made, environments included
-	rm -rf $(VENV) $(PEER_VENV) .venv-test-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(PEER_VENV) .venv-test-* .tools build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache .demo benchmarks/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

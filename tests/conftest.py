@@ -7,6 +7,8 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["support.fixtures"]
+
 # A shell's background job ignores Ctrl-C, and `nohup` a hang-up; so would all programs that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

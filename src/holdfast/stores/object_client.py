@@ -35,7 +35,9 @@ _PROBE_LIMIT_S = 10.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
 _CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "http": "HTTPStore"}
-_NAMES = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Storage"}
+_SERVICES = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Storage"}
+# What the library calls an option that has another name here.
+_NAMES = {"gs": {"endpoint": "base_url"}}
 _T = TypeVar("_T")
 
 
@@ -53,12 +55,14 @@ class Client:
     Attributes:
         place: Where it is.
         exclusive: Whether `create` never overwrites; taken for true until a probe has shown otherwise.
+        answers_ranges: Whether a part of an object can be asked for; taken for true until an answer has shown otherwise.
         calls: What is on its way.
     """
 
     def __init__(self, place: Place) -> None:
         self.place = place
         self.exclusive = True
+        self.answers_ranges = True
         self.calls = self._make_calls()
         self._handles: dict[Resends, Any] = {}
         self._lock = threading.Lock()
@@ -167,7 +171,7 @@ class Client:
     def _endpoint(self) -> str:
         found = self.place.option("endpoint") or from_environment(self.place.service, os.environ).get("endpoint")
         # An endpoint may have a password in it, as any URL.
-        return found.rpartition("@")[2] if found else _NAMES.get(self.place.service, self.place.root)
+        return found.rpartition("@")[2] if found else _SERVICES.get(self.place.service, self.place.root)
 
     def _connect(self, resends: Resends) -> Any:
         place = self.place
@@ -180,7 +184,8 @@ class Client:
             "retry_config": _retry_config(ours, resends),
         }
         if place.service != "http":
-            arguments["config"] = {name: value for name, value in options.items() if name != "profile"}
+            names = _NAMES.get(place.service, {})
+            arguments["config"] = {names.get(name, name): value for name, value in options.items() if name != "profile"}
         if place.service == "s3" and "access_key_id" not in options and not is_on(options.get("skip_signature")):
             provider = _provider(place, options.get("profile"))
             if provider is not None:

@@ -1,7 +1,8 @@
-"""Names of objects for keys: an object store takes UTF-8 without control characters, a file system any bytes.
+r"""Names of objects for keys: an object store takes UTF-8 without control characters, a file system any bytes.
 
-What a store cannot take is written as `%XX`, and a `%` only where it could be mistaken for that; so nearly every name is
-the same in both, and other tools find a file under the name that it was reported with.
+What one of the stores cannot take is written as `%XX`, and a `%` only where it could be mistaken for that; so nearly every name
+is the same in both, and other tools find a file under the name that it was reported with. Azure reads `\` as `/`, and its manual
+warns of parts that end with a dot.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from holdfast.stores.percent import code, decode
 
 # The longest name in bytes: S3 and Google Cloud have this limit, Azure one of 1,024 characters.
 _LONGEST_BYTES = 1024
-_CODED = r"0[0-9A-F]|1[0-9A-F]|7F|[89A-F][0-9A-F]|25"
-_MUST_CODE = re.compile(rf"[\x00-\x1f\x7f\udc80-\udcff]|%(?={_CODED})")
+_CODED = r"0[0-9A-F]|1[0-9A-F]|7F|[89A-F][0-9A-F]|25|2E|5C"
+_MUST_CODE = re.compile(rf"[\x00-\x1f\x7f\udc80-\udcff\\]|\.(?=/|$)|%(?={_CODED})")
 _IS_CODED = re.compile(rf"%({_CODED})")
 
 

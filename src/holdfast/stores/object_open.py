@@ -13,12 +13,15 @@ from typing import Any
 from holdfast.errors import StorageError, StorageUnavailableError, StoreNotFoundError
 from holdfast.stores.object_client import Client
 from holdfast.stores.object_memory import budget
-from holdfast.stores.object_requests import Piece, fetch, get, look
+from holdfast.stores.object_requests import Piece, fetch, look
+from holdfast.stores.object_stream import ObjectStream
 
 # The first request of an object: all of a small one. A reader that seeks costs no more than this.
 _FIRST_BYTES = 1 << 20
 _LARGEST_BYTES = 8 << 20
 _BLOCKS_AHEAD = 2
+# What the library says of a server that answers a range with success, but not as a range (rclone's, for one).
+_IGNORED = "non-partial response"
 
 
 @dataclass
@@ -72,6 +75,7 @@ class ObjectReader(io.BufferedIOBase):
         self._ahead: collections.deque[_Ahead] = collections.deque()
         self._next_bytes = _FIRST_BYTES
         self._e_tag: str | None = None
+        self._stream: ObjectStream | None = None
         self._budget = budget()
         self._size_bytes, first = self._open()
         self._block = _Block(0, first)
@@ -148,6 +152,7 @@ class ObjectReader(io.BufferedIOBase):
         if not self.closed:
             self._drop_ahead()
             self._keep(_Block(0, memoryview(b"")))
+            self._stream = None
         super().close()
 
     def _view(self) -> memoryview:
@@ -177,10 +182,8 @@ class ObjectReader(io.BufferedIOBase):
             self._keep(_Block(position, data, ahead.num_bytes))
         else:
             self._drop_ahead()
-            num_bytes = self._range_at(position)
-            piece = self._request(position, num_bytes)
-            self._keep(_Block(position, self._checked(piece, num_bytes)))
-        if self._next_bytes > _FIRST_BYTES:
+            self._keep(_Block(position, self._fetch(position, self._range_at(position))))
+        if self._next_bytes > _FIRST_BYTES and self._stream is None:
             self._read_ahead()
 
     def _read_ahead(self) -> None:
@@ -209,19 +212,32 @@ class ObjectReader(io.BufferedIOBase):
             self._budget.give_back(held.held_bytes)
 
     def _open(self) -> tuple[int, memoryview]:
-        try:
-            piece = self._request(0, _FIRST_BYTES)
-        except StoreNotFoundError:
-            raise
-        except StorageError:
-            # Of an object without bytes no range can be asked for; and a range that reaches beyond the end some servers answer
-            # as if none had been, which the library takes for an error.
-            found = look(self._client, self._name)
-            if found is None or found.size_bytes > _FIRST_BYTES:
+        client = self._client
+        if client.answers_ranges:
+            try:
+                piece = self._request(0, _FIRST_BYTES)
+            except StoreNotFoundError:
                 raise
-            piece = get(self._client, self._name)
-        self._e_tag = piece.e_tag
-        return piece.size_bytes, piece.data
+            except StorageError as error:
+                # Of an object without bytes no range can be asked for; and a range that reaches beyond the end some servers
+                # answer as if none had been, which the library takes for an error.
+                found = look(client, self._name)
+                if found is None:
+                    raise
+                if found.size_bytes > _FIRST_BYTES:
+                    if _IGNORED not in str(error):
+                        raise
+                    client.answers_ranges = False
+            else:
+                self._e_tag = piece.e_tag
+                return piece.size_bytes, piece.data
+        stream = self._stream = ObjectStream(client, self._name)
+        return stream.size_bytes, stream.read(0, min(stream.size_bytes, _FIRST_BYTES))
+
+    def _fetch(self, start: int, num_bytes: int) -> memoryview:
+        if self._stream is not None:
+            return self._stream.read(start, num_bytes)
+        return self._checked(self._request(start, num_bytes), num_bytes)
 
     def _request(self, start: int, num_bytes: int) -> Piece:
         span = (start, start + num_bytes)

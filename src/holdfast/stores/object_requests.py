@@ -99,6 +99,33 @@ async def fetch(client: Client, name: str, range_bytes: tuple[int, int] | None =
     return Piece(data, int(result.meta["size"]), result.meta["e_tag"])
 
 
+def stream(client: Client, name: str, chunk_bytes: int) -> tuple[int, str | None, Iterator[memoryview]]:
+    """A whole object: its size in bytes, its tag, and its bytes as they come. One request.
+
+    Args:
+        chunk_bytes: As many bytes come at once, at least.
+
+    Raises:
+        StoreNotFoundError: There is none.
+        StorageError: It could not be read; the iterator raises that, too.
+    """
+
+    async def begin() -> tuple[Any, Any]:
+        result = await client.obstore.get_async(client.handle(), name)
+        return result.meta, result.stream(min_chunk_size=chunk_bytes)
+
+    meta, chunks = client.call("read", name, begin)
+
+    async def next_chunk() -> Any:
+        return await anext(chunks, None)
+
+    def iterate() -> Iterator[memoryview]:
+        while (chunk := client.call("read", name, next_chunk, once=True)) is not None:
+            yield memoryview(chunk)
+
+    return int(meta["size"]), meta["e_tag"], iterate()
+
+
 def put(
     client: Client,
     name: str,

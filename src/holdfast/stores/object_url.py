@@ -32,11 +32,18 @@ _ALIASES = {
     "endpoint_override": "endpoint", "endpoint_url": "endpoint", "anonymous": "skip_signature", "anon": "skip_signature",
     "access_key": "access_key_id", "secret_key": "secret_access_key", "aws_access_key_id": "access_key_id",
     "aws_secret_access_key": "secret_access_key", "aws_session_token": "session_token", "token": "session_token",
-    "force_virtual_addressing": "virtual_hosted_style_request",
+    "force_virtual_addressing": "virtual_hosted_style_request", "retry_limit_seconds": "retry_timeout",
 }  # fmt: skip
 # Of pyarrow's options those that say nothing about where and how bytes are stored here.
 _WITHOUT_MEANING = frozenset(
-    {"allow_bucket_creation", "allow_bucket_deletion", "background_writes", "allow_delayed_open", "tls_ca_file_path"}
+    {
+        "allow_bucket_creation",
+        "allow_bucket_deletion",
+        "background_writes",
+        "allow_delayed_open",
+        "tls_ca_file_path",
+        "project_id",
+    }
 )
 _OPTIONS = {
     "s3": frozenset(
@@ -47,7 +54,11 @@ _OPTIONS = {
             "metadata_endpoint", "disable_tagging",
         }
     ),
-    "gs": frozenset({"service_account", "service_account_key", "application_credentials", "skip_signature"}),
+    "gs": frozenset(
+        {
+            "service_account", "service_account_key", "application_credentials", "bearer_token", "endpoint", "skip_signature",
+        }
+    ),
     "az": frozenset(
         {
             "account_name", "account_key", "sas_key", "client_id", "client_secret", "tenant_id", "authority_id",
@@ -64,13 +75,19 @@ _SECRETS = frozenset(
 )  # fmt: skip
 _SECRET_VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY",
-    "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET", "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_TOKEN", "AZURE_CLIENT_SECRET", "AZURE_STORAGE_CLIENT_SECRET", "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "GOOGLE_BEARER_TOKEN",
 )  # fmt: skip
 # The first that is set counts.
-_S3_VARIABLES = {
-    "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
-    "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
-    "profile": ("AWS_PROFILE",),
+_VARIABLES: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "s3": {
+        "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+        "region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+        "profile": ("AWS_PROFILE",),
+    },
+    "gs": {"endpoint": ("GOOGLE_BASE_URL",)},
+    "az": {"endpoint": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")},
 }
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 _SWITCHES = frozenset({"allow_http", "skip_signature", "virtual_hosted_style_request"})
@@ -196,10 +213,8 @@ def is_on(value: str | None) -> bool:
 
 def from_environment(service: str, environment: Mapping[str, str]) -> dict[str, str]:
     """What the client itself does not read from the environment, though the cloud's own tools do."""
-    if service != "s3":
-        return {}
     found = {
         name: next((environment[each] for each in variables if environment.get(each)), "")
-        for name, variables in _S3_VARIABLES.items()
+        for name, variables in _VARIABLES[service].items()
     }
     return {name: value for name, value in found.items() if value}

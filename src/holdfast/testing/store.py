@@ -132,6 +132,19 @@ class StoreContract:
             file.seek(-3, os.SEEK_END)
             assert file.read() == b"789"
 
+    def test_a_large_file_is_read_from_anywhere(self, tmp_path: Path) -> None:
+        store = self.make_store(tmp_path)
+        data = os.urandom(20 * 1024 * 1024 + 1)
+        put(store, "large", tmp_path, data)
+        with store.open_read("large") as file:
+            assert file.read(10) == data[:10]
+            for position in (6_000_000, 15_000_001, 1_000, len(data) - 5):
+                file.seek(position)
+                assert file.read(2_000_000) == data[position : position + 2_000_000]
+            file.seek(0)
+            pieces = list(iter(lambda: file.read(300_000), b""))
+        assert b"".join(pieces) == data
+
     def test_files_arrive_with_every_byte_hashed_once(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)
         for size_bytes in (0, 1, 4096, 256 * 1024, 256 * 1024 + 1, 5 * 1024 * 1024 + 7):

@@ -56,6 +56,15 @@ def test_options_are_those_that_users_of_pyarrow_write() -> None:
         "virtual_hosted_style_request": "true",
     }
     assert place.option("region") == "r"
+    place, _ = parse_url(
+        "gs://b/x?endpoint_override=127.0.0.1:4443&scheme=http&anonymous=true&retry_limit_seconds=9&project_id=p"
+    )
+    assert dict(place.options) == {
+        "endpoint": "http://127.0.0.1:4443",
+        "skip_signature": "true",
+        "retry_timeout": "9",
+        "allow_http": "true",
+    }
 
 
 @pytest.mark.parametrize(
@@ -83,6 +92,8 @@ def test_the_environment_is_read_as_the_clouds_own_tools_read_it() -> None:
         == "http://s"
     )
     assert from_environment("gs", {"AWS_REGION": "r"}) == {}
+    assert from_environment("gs", {"GOOGLE_BASE_URL": "http://g"}) == {"endpoint": "http://g"}
+    assert from_environment("az", {"AZURE_STORAGE_ENDPOINT": "http://a"}) == {"endpoint": "http://a"}
 
 
 def test_a_store_is_what_its_url_says() -> None:
@@ -97,7 +108,9 @@ def test_a_store_is_what_its_url_says() -> None:
     assert repr(Place("s3", "b", "s3://b", ())) == "Place('s3://b')"
 
 
-_TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n02579AFf"), min_size=1, max_size=20)
+_TEXTS = st.text(
+    st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n\\.02579ACEFf"), min_size=1, max_size=20
+)
 
 
 @given(
@@ -107,7 +120,8 @@ def test_every_key_has_a_name_of_its_own_and_comes_back(parts: list[str], other:
     key = "/".join(parts)
     name = name_of("some/prefix", key)
     name.encode()
-    assert not any(ord(char) < 32 or ord(char) == 127 for char in name)
+    assert not any(ord(char) < 32 or ord(char) == 127 or char == "\\" for char in name)
+    assert not any(part.endswith(".") for part in name.split("/"))
     assert key_of("some/prefix", name) == key
     if "/" not in other and other not in (".", ".."):
         assert (name_of("", other) == name_of("", key)) is (other == key)

@@ -1,0 +1,56 @@
+"""One story on every kind of object store: a worker is killed, then the driver, and another driver goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import holdfast as train
+from holdfast.stores import open_store
+from support.counting import fit
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(params=["ceph", "rclone", "azurite", "google"])
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    server = request.getfixturevalue(request.param)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+# The first one on Ceph waits for the cluster.
+@pytest.mark.timeout(240)
+def test_a_job_survives_its_worker_and_its_driver(server, monkeypatch):
+    bucket = server.make_bucket()
+    url = server.url(bucket, "exp of mine")
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    first = subprocess.run(
+        [sys.executable, "-m", "support.counting", url, "20"],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert first.returncode == -signal.SIGKILL, first.stderr
+
+    result = fit(url, 8)
+    # Step 4 was committed, and step 5 never reported.
+    assert (result.metrics["step"], result.metrics["first"]) == (7, 5)
+    run = train.Run(server.url(bucket, "exp of mine/run"))
+    assert [each.metrics["step"] for each in run.checkpoints] == [6, 7]
+    assert not any(run.verify().values())
+    assert run.driver is None
+    steps = [each["metrics"]["step"] for each in run.reports()]
+    assert steps[-1] == 7
+    # Of the driver that was killed, lines of its last second may be lost, and no checkpoint.
+    assert {0, 1, 2, 3, 4, 5, 6, 7} >= set(steps) >= {5, 6, 7}
+    # Nothing of what was deleted, or of what the dead were writing.
+    kept = {each.checkpoint.path.rpartition("/")[2] for each in run.checkpoints}
+    store = open_store(url)
+    names = {entry.key.split("/")[1] for entry in store.list(recursive=True)}
+    assert {each for each in names if not each.startswith(".")} == kept
+    assert {entry.key.split("/")[1] for entry in store.list("run/.holdfast/staging", recursive=True)} == set()
