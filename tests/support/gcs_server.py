@@ -27,6 +27,7 @@ from support.s3_server import need_packages
 TOKEN = "token-of-the-tests"
 _META = "x-goog-meta-"
 _CONDITION = "x-goog-if-generation-match"
+_COPIED = "x-goog-copy-source"
 _KNOWN_HEADERS = frozenset(
     {"host", "user-agent", "accept", "accept-encoding", "connection", "authorization", "content-length", "content-type"}
 )
@@ -132,6 +133,12 @@ class _Asked:
             case ("GET" | "HEAD", True):
                 self._allow("read", denied, headers={"range"})
                 return self._read(bucket.get(self.key))
+            case ("PUT", True) if _COPIED in self.headers:
+                self._allow("write", denied, headers={_COPIED})
+                _, _, source = urllib.parse.unquote(self.headers[_COPIED]).lstrip("/").partition("/")
+                found = bucket.get(source)
+                bucket.put(self.key, found.data, found.kept, None)
+                return _xml("<CopyObjectResult></CopyObjectResult>")
             case ("PUT", True):
                 self._allow("write", denied, headers={_CONDITION, _META})
                 condition = self.headers.get(_CONDITION)

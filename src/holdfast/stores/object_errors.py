@@ -76,6 +76,8 @@ _NO_CONNECTION = (
     "failed to lookup",
     "error trying to connect",
 )
+IGNORED_RANGE = "non-partial response"
+"""What the library says of a server that answers a range with success, but not as a range (rclone's, for one)."""
 _TIMED_OUT = ("TimedOut", "operation timed out", "kind: Timeout")
 
 
@@ -153,6 +155,8 @@ def _judge(
         return StorageError, "this store does not support it"
     if status is not None:
         return StorageError, ""
+    if IGNORED_RANGE in detail:
+        return StorageError, f"{endpoint} does not answer a request for a part of it"
     if any(text in detail for text in _NO_CONNECTION):
         return StorageUnavailableError, f"{endpoint} cannot be reached; check the endpoint, the network and the proxy"
     if any(text in detail for text in _TIMED_OUT):

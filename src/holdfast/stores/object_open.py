@@ -12,6 +12,7 @@ from typing import Any
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreNotFoundError
 from holdfast.stores.object_client import Client
+from holdfast.stores.object_errors import IGNORED_RANGE
 from holdfast.stores.object_memory import budget
 from holdfast.stores.object_requests import Piece, fetch, look
 from holdfast.stores.object_stream import ObjectStream
@@ -20,8 +21,6 @@ from holdfast.stores.object_stream import ObjectStream
 _FIRST_BYTES = 1 << 20
 _LARGEST_BYTES = 8 << 20
 _BLOCKS_AHEAD = 2
-# What the library says of a server that answers a range with success, but not as a range (rclone's, for one).
-_IGNORED = "non-partial response"
 
 
 @dataclass
@@ -225,7 +224,7 @@ class ObjectReader(io.BufferedIOBase):
                 if found is None:
                     raise
                 if found.size_bytes > _FIRST_BYTES:
-                    if _IGNORED not in str(error):
+                    if IGNORED_RANGE not in str(error):
                         raise
                     client.answers_ranges = False
             else:

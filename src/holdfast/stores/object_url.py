@@ -88,6 +88,7 @@ _VARIABLES: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "gs": {"endpoint": ("GOOGLE_BASE_URL",)},
     "az": {"endpoint": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")},
+    "http": {},
 }
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 _SWITCHES = frozenset({"allow_http", "skip_signature", "virtual_hosted_style_request"})
