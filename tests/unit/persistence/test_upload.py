@@ -383,7 +383,9 @@ def test_registering_digests_in_place_and_writes_nothing(store: LocalStore, uplo
     assert (place / "a").stat().st_ctime_ns == before
     with pytest.raises(CheckpointSourceError, match="does not lie at"):
         uploader.register_shard(stage(store.local_path("elsewhere"), 1), store, "run/mine").result(LIMIT_S)
-    remote = uploader.register_shard(stage(place, 1), RemoteLikeStore(tmp_path / "remote"), "mine").result(LIMIT_S)
+    elsewhere = RemoteLikeStore(tmp_path / "remote")
+    elsewhere.write("mine/a", b"aaaa")
+    remote = uploader.register_shard(stage(place, 1), elsewhere, "mine").result(LIMIT_S)
     assert by_path(remote) == {"a": ("file", 4, None, None)}
 
 
