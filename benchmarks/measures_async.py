@@ -125,7 +125,7 @@ _SIZES = {
     "_1mib": (1, MIB, 10),
     "_100mib": (10, 10 * MIB, 10),
     "_1gib": (1, GIB, 5),
-    "_4gib": (100, 41 * MIB, 3),
+    "_4gib": (100, 41 * MIB, 5),
 }
 
 ASYNC_MEASURES: tuple[Measure, ...] = (

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 
-from holdfast.errors import StorageError, StoreNotFoundError
+from holdfast.errors import StorageError
 from holdfast.stores.base import AppendHandle, Store
 
 _LOG = logging.getLogger("holdfast")
@@ -154,7 +154,9 @@ class _GatheredLog:
 
 
 def append_text(store: Store, key: str, text: str) -> None:
-    """Adds a text to a log that nobody writes to any more; one that cannot be written is told of and fails nothing.
+    """Adds a text to a log; one that cannot be written is told of and fails nothing.
+
+    In a store that cannot append it is an object of its own, `<key>.end`: the log's own lines may still be on their way.
 
     Args:
         store: Rooted at the run's directory.
@@ -162,7 +164,7 @@ def append_text(store: Store, key: str, text: str) -> None:
     data = text.encode("utf-8", "surrogateescape")
     try:
         if not store.capabilities.append:
-            store.write(key, _read(store, key) + data)
+            store.write(f"{key}.end", data)
             return
         log = store.open_append(key)
         try:
@@ -171,13 +173,6 @@ def append_text(store: Store, key: str, text: str) -> None:
             log.close()
     except StorageError as error:
         _LOG.warning("the log %s could not be written: %s", key, error)
-
-
-def _read(store: Store, key: str) -> bytes:
-    try:
-        return store.read(key)
-    except StoreNotFoundError:
-        return b""
 
 
 def _nameless(key: str) -> int:
