@@ -93,9 +93,14 @@ class Calls:
         Args:
             on: False takes it back.
         """
-        self._until_s = time.monotonic() + _LAST_S if on else None
+        if not on:
+            self._until_s = None
+            return
+        if self._until_s is not None:  # said twice, it gives nobody more time
+            return
+        self._until_s = time.monotonic() + _LAST_S
         loop = _process.running
-        if on and loop is not None:
+        if loop is not None:
             loop.call_soon_threadsafe(self._shorten, loop.time() + _LAST_S)
 
     async def _run(self, request: Callable[[], Coroutine[Any, Any, _T]], once: bool) -> _T:
@@ -139,7 +144,8 @@ class Calls:
 
     def _shorten(self, when: float) -> None:
         for limit in self._limits:
-            limit.reschedule(when)
+            if not limit.expired():
+                limit.reschedule(when)
 
 
 class _Process:
