@@ -17,6 +17,7 @@ import pytest
 import holdfast as train
 from holdfast.errors import StorageError
 from holdfast.stores import Store, open_store
+from holdfast.stores.object_store import ObjectStore
 from holdfast.testing.store import put
 from support.runs import open_run, report
 from support.s3_proxy import SLOW_DOWN, Fault, Proxy, running_proxy
@@ -280,3 +281,25 @@ def test_a_lost_answer_to_a_copy_is_no_failure(store: Store, proxy: Proxy, tmp_p
         assert len(run.checkpoints()) == 2
     finally:
         run.close()
+
+
+def test_a_copy_of_what_retention_has_let_go_of_meanwhile_is_not_believed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name may stand for another checkpoint by then."""
+    frozen = {"frozen": os.urandom(1 << 20)}
+    run = open_run(store)
+    copy = ObjectStore.copy
+
+    def late(self: ObjectStore, source: str, target: str, size_bytes: int) -> bool:
+        run._ledger.drop(run.checkpoints()[0])
+        return copy(self, source, target, size_bytes)
+
+    try:
+        report(run, tmp_path, frozen)
+        monkeypatch.setattr(ObjectStore, "copy", late)
+        report(run, tmp_path, frozen, index=2)
+    finally:
+        run.close()
+    with run.store_of("checkpoint_000002").open_read("frozen") as file:
+        assert file.read() == frozen["frozen"]

@@ -8,7 +8,7 @@ itself is asked to: that costs a request, and no byte that is sent.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import xxhash
@@ -56,6 +56,7 @@ def predecessor_of(
     manifest: Manifest,
     statuses: Mapping[str, os.stat_result] | None,
     samples: Mapping[str, str] | None,
+    is_kept: Callable[[Manifest], bool],
 ) -> Predecessor | None:
     """The checkpoint as one whose files may serve for the next; None where the store can neither link nor copy.
 
@@ -64,18 +65,26 @@ def predecessor_of(
         manifest: What the checkpoint consists of.
         statuses: What stat said of its files when they were known to be right, by path; None where there is no stat.
         samples: What `sample_of` said of them, by path; None where nobody knows.
+        is_kept: Whether retention has not let go of it.
     """
     if store.capabilities.links and statuses is not None:
         return LinkedPredecessor(store, manifest, statuses)
-    return CopiedPredecessor(store, manifest, samples) if store.capabilities.copies else None
+    return CopiedPredecessor(store, manifest, samples, is_kept) if store.capabilities.copies else None
 
 
 class CopiedPredecessor:
     """A checkpoint in a store that can copy by itself; see `predecessor_of`."""
 
-    def __init__(self, store: Store, manifest: Manifest, samples: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        samples: Mapping[str, str] | None,
+        is_kept: Callable[[Manifest], bool],
+    ) -> None:
         self._store = store
-        self._name = manifest.name
+        self._manifest = manifest
+        self._is_kept = is_kept
         self._files = {file.path: file for file in manifest.files if file.size_bytes >= _COPIED_FROM_BYTES}
         self._samples = samples
 
@@ -92,7 +101,14 @@ class CopiedPredecessor:
 
     def share(self, file: StagedFile, key: str) -> bool:
         """See `Predecessor`. Dying right after it leaves an object that no manifest names, as after any upload."""
-        return self._store.copy(f"{self._name}/{layout.decode_path(file.path)}", key, file.size_bytes)
+        source = f"{self._manifest.name}/{layout.decode_path(file.path)}"
+        if not self._store.copy(source, key, file.size_bytes):
+            return False
+        if self._is_kept(self._manifest):
+            return True
+        # Meanwhile it may have been deleted, and its name have come to stand for another checkpoint.
+        self._store.delete(key)
+        return False
 
 
 class LinkedPredecessor:
@@ -137,9 +153,15 @@ class LinkedPredecessor:
             return False
         try:
             # Dying on the next line leaves a second name for bytes that nobody changes.
-            return self._store.adopt_file(key, self._path(ours))
+            if not self._store.adopt_file(key, self._path(ours)):
+                return False
+            if os.lstat(str(self._store.local_path(key))).st_ino == self._statuses[file.path].st_ino:
+                return True
         except StoreNotFoundError:  # retention has just taken it away
             return False
+        # Retention has, and another checkpoint has its name now.
+        self._store.delete(key)
+        return False
 
     def _path(self, file: StoredFile) -> str:
         return f"{self._store.local_path(self._name)}/{layout.decode_path(file.path)}"

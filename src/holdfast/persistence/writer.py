@@ -23,7 +23,7 @@ from holdfast.persistence.litter import Litter
 from holdfast.persistence.notes import NoteKeeper
 from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
 from holdfast.persistence.predecessor import Predecessor, predecessor_of
-from holdfast.persistence.recovery import Fingerprints, examine
+from holdfast.persistence.recovery import Fingerprint, Fingerprints, examine
 from holdfast.persistence.retention import RetentionPolicy
 from holdfast.persistence.retry import RetryPolicy, retried
 from holdfast.persistence.staging_places import StagingPlaces
@@ -220,7 +220,7 @@ class RunWriter:
             if finding.usable:
                 if finding.manifest is not None and (finding.compared or self.predecessor is None):
                     self._fingerprints.remember(finding.manifest, finding.fingerprint)
-                    self.predecessor = predecessor_of(self.store, finding.manifest, finding.fingerprint, None)
+                    self.predecessor = self._predecessor(finding.manifest, finding.fingerprint, None)
                 if skipped:
                     _log.warning("%s; going on from %s instead", "; ".join(skipped), newest.name)
                 return newest
@@ -342,12 +342,21 @@ class RunWriter:
         """A checkpoint exists: it joins the list, retention decides, and the rest happens behind."""
         try:
             status = self._fingerprints.take(manifest)
-            self.predecessor = predecessor_of(self.store, manifest, status, samples)
+            self.predecessor = self._predecessor(manifest, status, samples)
         except StorageError as error:
             _log.debug("checkpoint %s will be read when it is needed: %s", checkpoint.name, error)
         doomed = self._ledger.add(checkpoint)
         self._on_their_way.discard(checkpoint.name)
         self._durability.committed(checkpoint, files, doomed)
+
+    def _predecessor(
+        self, manifest: Manifest, fingerprint: Fingerprint | None, samples: Mapping[str, str] | None
+    ) -> Predecessor | None:
+        return predecessor_of(self.store, manifest, fingerprint, samples, self._is_kept)
+
+    def _is_kept(self, manifest: Manifest) -> bool:
+        held = self._ledger.get(manifest.name)
+        return held is not None and held.id == manifest.id
 
     def _kept(self, back: Sequence[CommittedCheckpoint], gone: CommittedCheckpoint | None) -> None:
         self._ledger.restore(back)
