@@ -12,6 +12,8 @@ from support.ceph import CephServer, running_ceph
 from support.gcs_server import GoogleServer, running_google
 from support.s3_server import S3Server, running_rclone
 
+ObjectServer = S3Server | AzureServer | GoogleServer
+
 
 @pytest.fixture(scope="session")
 def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephServer]:
@@ -40,3 +42,12 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureServer]:
 def google() -> Iterator[GoogleServer]:
     with running_google() as server:
         yield server
+
+
+@pytest.fixture(params=["ceph", "rclone", "azurite", "google"])
+def object_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ObjectServer:
+    """Each kind of object store in turn, with its credentials in the environment."""
+    server: ObjectServer = request.getfixturevalue(request.param)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server
