@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,7 @@ from holdfast.testing.store import StoreContract
 from support.azurite import AzureServer
 from support.ceph import CephServer
 from support.gcs_server import GoogleServer
-from support.s3_server import S3Server, running_server
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with running_server() as server:
-        yield server
+from support.s3_server import S3Server
 
 
 class BucketContract(StoreContract):

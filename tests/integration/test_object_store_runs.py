@@ -14,7 +14,6 @@ import threading
 import time
 from pathlib import Path
 
-import cloudpickle
 import pytest
 
 import holdfast as train
@@ -23,21 +22,9 @@ from holdfast.persistence.heartbeat import STALE_S
 from holdfast.stores import open_store
 from support.runs import open_run
 from support.s3_proxy import SLOW_DOWN, Fault, running_proxy
-from support.s3_server import KEYS, running_server
+from support.s3_server import KEYS
 
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _keys(monkeypatch):
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-    # The function travels by value: this module cannot be imported by a worker.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.usefixtures("keys")
 
 
 def count(config):

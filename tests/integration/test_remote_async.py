@@ -14,7 +14,6 @@ import threading
 import time
 from pathlib import Path
 
-import cloudpickle
 import psutil
 import pytest
 
@@ -23,38 +22,11 @@ from holdfast import Checkpoint, CheckpointConfig, CheckpointUploadMode, DataPar
 from holdfast.errors import StorageAccessError
 from holdfast.stores import open_store
 from support.runs import names, open_run
-from support.s3_proxy import Fault, answer, running_proxy
-from support.s3_server import KEYS, running_server
+from support.s3_proxy import Fault, answer
 
 LIMIT_S = 30
 FIRST, SECOND = "checkpoint_000001/", "checkpoint_000002/"
 DENIED = answer(403, "AccessDenied")
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(server, monkeypatch):
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-    # The function travels by value: this module cannot be imported by a worker.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with running_proxy(server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(server):
-    return server.make_bucket()
-
-
-@pytest.fixture
-def url(server, proxy, bucket):
-    return server.url(bucket, "exp", port=proxy.port)
 
 
 @pytest.fixture

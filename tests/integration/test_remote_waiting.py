@@ -10,43 +10,15 @@ import threading
 import time
 from pathlib import Path
 
-import cloudpickle
 import pytest
 
 import holdfast as train
 from holdfast import Checkpoint, CheckpointUploadMode, DataParallelTrainer, RunConfig, ScalingConfig
 from holdfast.stores import open_store
-from support.s3_proxy import Fault, running_proxy
-from support.s3_server import KEYS, running_server
+from support.s3_proxy import Fault
 
 LIMIT_S = 30
 MARK = ".holdfast/pending/checkpoint_000001"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(server, monkeypatch):
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-    # The function travels by value: this module cannot be imported by a worker.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with running_proxy(server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(server):
-    return server.make_bucket()
-
-
-@pytest.fixture
-def url(server, proxy, bucket):
-    return server.url(bucket, "exp", port=proxy.port)
 
 
 def fit(function, url, base, *, workers=2, **options):

@@ -17,19 +17,11 @@ from support.counting import fit
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.fixture(params=["ceph", "rclone", "azurite", "google"])
-def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    server = request.getfixturevalue(request.param)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return server
-
-
 # The first one on Ceph waits for the cluster.
 @pytest.mark.timeout(240)
-def test_a_job_survives_its_worker_and_its_driver(server, monkeypatch):
-    bucket = server.make_bucket()
-    url = server.url(bucket, "exp of mine")
+def test_a_job_survives_its_worker_and_its_driver(object_server):
+    bucket = object_server.make_bucket()
+    url = object_server.url(bucket, "exp of mine")
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     first = subprocess.run(
         [sys.executable, "-m", "support.counting", url, "20"],
@@ -40,7 +32,7 @@ def test_a_job_survives_its_worker_and_its_driver(server, monkeypatch):
     result = fit(url, 8)
     # Step 4 was committed, and step 5 never reported.
     assert (result.metrics["step"], result.metrics["first"]) == (7, 5)
-    run = train.Run(server.url(bucket, "exp of mine/run"))
+    run = train.Run(object_server.url(bucket, "exp of mine/run"))
     assert [each.metrics["step"] for each in run.checkpoints] == [6, 7]
     assert not any(run.verify().values())
     assert run.driver is None

@@ -25,6 +25,7 @@ from holdfast.errors import ConfigurationError, StorageAccessError, StorageError
 from holdfast.stores.object_calls import Calls, Judgement, Patience
 from holdfast.stores.object_errors import is_throttled, object_error, plain_reason
 from holdfast.stores.object_gate import Gate
+from holdfast.stores.object_given import given_credentials
 from holdfast.stores.object_url import CLIENT_OPTIONS, Place, from_environment, is_on
 
 _LIMITS_S = {"connect_timeout": 5.0, "request_timeout": 60.0, "retry_timeout": 120.0}
@@ -186,8 +187,10 @@ class Client:
         if place.service != "http":
             names = _NAMES.get(place.service, {})
             arguments["config"] = {names.get(name, name): value for name, value in options.items() if name != "profile"}
-        if place.service == "s3" and "access_key_id" not in options and not is_on(options.get("skip_signature")):
-            provider = _provider(place, options.get("profile"))
+        if not is_on(options.get("skip_signature")):
+            provider = given_credentials(place)
+            if provider is None and place.service == "s3" and "access_key_id" not in options:
+                provider = _provider(place, options.get("profile"))
             if provider is not None:
                 arguments["credential_provider"] = provider
         store = getattr(importlib.import_module("obstore.store"), _CLASSES[place.service])
@@ -241,7 +244,8 @@ def _provider(place: Place, profile: str | None) -> Any:
     Raises:
         StorageAccessError: There is no such profile, or boto3, which reads them, is missing.
     """
-    if profile is None or os.environ.get("AWS_ACCESS_KEY_ID"):
+    # As in Amazon's tools: keys of the environment win over its profile, and not over one that was given.
+    if profile is None or (place.option("profile") is None and os.environ.get("AWS_ACCESS_KEY_ID")):
         return None
     try:
         boto3 = importlib.import_module("boto3")

@@ -61,6 +61,8 @@ _REMEDIES = {
 _WRONG_REGION = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "TemporaryRedirect"}
 )
+# Azure says so of a wrong key under several codes, one of which is also that of a network that may not.
+_NOT_AUTHENTICATED = "failed to authenticate the request"
 _BARE_REDIRECT = "redirect without LOCATION"
 # Two conditional writes met: neither is known to have won. Asked again, the store says which.
 _CONFLICTS = frozenset({"ConditionalRequestConflict", "OperationAborted"})
@@ -147,6 +149,8 @@ def _judge(
         return StoreNotFoundError, "there is no such object"
     if name in ("AlreadyExistsError", "PreconditionError") or status in (409, 412):
         return StoreExistsError, "something lies there"
+    if _NOT_AUTHENTICATED in detail:
+        return StorageAccessError, f"the credentials are wrong; correct {_VARIABLES[service]}"
     if name == "PermissionDeniedError" or status == 403 or code == "AccessDenied":
         return StorageAccessError, f"these credentials may not; they need {_RIGHTS[service]}"
     if name == "UnauthenticatedError" or status == 401:
@@ -171,7 +175,8 @@ def _judge(
 
 
 def _reason(detail: str, status: int | None, code: str) -> str:
-    message = found[1] if (found := _MESSAGE.search(detail)) else ""
+    # Azure's go over several lines, with the number of the request and the time.
+    message = " ".join(found[1].split()) if (found := _MESSAGE.search(detail)) else ""
     said = f"{code}: {message}" if code and message else code or message
     if said:
         return f"status {status}: {said}"[:_LONGEST_REASON] if status else said[:_LONGEST_REASON]
