@@ -64,6 +64,9 @@ def running_server(directory: Path) -> Iterator[Server]:
             rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--config", os.devnull, "--cache-dir", scratch,
             "--log-file", str(log), "-vv", str(directory),
         ]  # fmt: skip
+        # The kernel ends it should this process be killed: nobody else would.
+        if setpriv := shutil.which("setpriv"):
+            command = [setpriv, "--pdeathsig", "KILL", *command]
         # A session of its own: Ctrl-C is for us, and what was reported is still to be stored then.
         process = subprocess.Popen(
             command,
