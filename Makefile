@@ -62,9 +62,15 @@ test-all: lint test-packages  ## lint, all tests, and the core's tests on other 
 	$(BIN)/python -m pytest
 	scripts/test-other-pythons $(BIN)/python
 
+# On a local path, or with STORE=s3 in a bucket of an S3 server that the demo starts and stops.
+STORE ?= local
+DEMO_local := examples/demo.py
+DEMO_s3 := examples/demo_in_bucket.py
+
 .PHONY: demo
-demo: $(STAMP)  ## train, kill a worker, recover, compare
-	$(BIN)/python examples/demo.py
+demo: $(STAMP)  ## train, kill a worker, recover, compare (STORE=s3: in a bucket)
+	@test -n "$(DEMO_$(STORE))" || { echo "STORE is local or s3, not $(STORE)" >&2; exit 2; }
+	$(BIN)/python $(DEMO_$(STORE))
 
 $(PEER_STAMP): Makefile
 	@test -x $(PEER_VENV)/bin/python || { python=$$(scripts/find-python $(PYTHON)); "$$python" -m venv $(PEER_VENV); }

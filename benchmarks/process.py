@@ -131,6 +131,37 @@ def footprint(root: int) -> Footprint:
     return Footprint(pss_kib / 1024, num_processes, num_threads)
 
 
+def cpu_seconds(root: int) -> float:
+    """CPU seconds that the process `root` and all below it have used, those that ended included."""
+    ticks = 0
+    for pid in _tree(root):
+        fields = _stat(pid)
+        if fields is not None:
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def forget_peaks(root: int) -> None:
+    """Lets `peak_mib` of the process `root` and all below it begin anew."""
+    for pid in _tree(root):
+        try:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+        except OSError:
+            continue  # ended between the listing and this
+
+
+def peak_mib(root: int) -> float:
+    """The most memory that one process, `root` or any below it, has had resident since `forget_peaks`."""
+    most_kib = 0
+    for pid in _tree(root):
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue
+        most_kib = max([most_kib, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))])
+    return most_kib / 1024
+
+
 class _CpuSampler:
     """Sums the CPU time that each process below this one had used when it was last seen."""
 

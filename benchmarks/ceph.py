@@ -1,0 +1,151 @@
+"""Ceph's RADOS Gateway, an S3 server that many have, on a cluster of one node that keeps everything in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks.process import JobError
+from benchmarks.servers import free_port, running
+
+_PACKAGES = {"ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd", "radosgw": "radosgw", "ceph": "ceph-common"}
+_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+_COMMAND_S = 120.0
+_MEMORY_BYTES = 8 << 30
+
+# One copy of everything and no passwords within. What is deleted is forgotten when we say so, not beside a measurement.
+_SETTINGS = """
+[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{monitor},v1:127.0.0.1:{old_monitor}]
+mon initial members = a
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+ms bind ipv6 = false
+ms mon client mode = crc
+ms mon service mode = crc
+ms mon cluster mode = crc
+auth cluster required = none
+auth service required = none
+auth client required = none
+auth allow insecure global id reclaim = false
+admin socket =
+run dir = {directory}
+crash dir = {directory}
+log file = {directory}/$name.log
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 1
+osd pool default pgp num = 1
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+mon allow pool size one = true
+mon warn on pool no redundancy = false
+[mon]
+mon data = {directory}/monitor
+mon data avail crit = 1
+[osd]
+osd data = {directory}/storage
+osd objectstore = memstore
+memstore device bytes = {memory_bytes}
+osd op num shards = 2
+osd op num threads per shard = 1
+osd class dir = {classes}
+[client.rgw]
+rgw frontends = beast endpoint=127.0.0.1:{gateway} tcp_nodelay=1
+rgw data = {directory}/gateway
+rgw thread pool size = 32
+rgw rados pool pg num min = 1
+rgw enable usage log = false
+rgw run sync thread = false
+rgw enable quota threads = false
+rgw enable gc threads = false
+rgw gc obj min wait = 1
+"""
+
+
+@contextmanager
+def running_ceph(directory: Path, key: str, secret: str) -> Iterator[tuple[int, Path]]:
+    """Starts the cluster, which takes some seconds, and ends it; gives the gateway's port and the file of settings.
+
+    Args:
+        directory: Of the cluster's own, and empty.
+
+    Raises:
+        JobError: It is not installed, or does not start.
+    """
+    missing = [package for program, package in _PACKAGES.items() if shutil.which(program, path=_PATH) is None]
+    if missing:
+        raise JobError(f"Ceph is not installed: apt-get install --no-install-recommends {' '.join(missing)}")
+    monitor, old_monitor, gateway = free_port(), free_port(), free_port()
+    fsid, storage_id = str(uuid.uuid4()), str(uuid.uuid4())
+    for name in ("monitor", "storage", "gateway"):
+        (directory / name).mkdir()
+    settings, monitors = directory / "ceph.conf", directory / "monitors"
+    settings.write_text(
+        _SETTINGS.format(
+            fsid=fsid,
+            directory=directory,
+            monitor=monitor,
+            old_monitor=old_monitor,
+            gateway=gateway,
+            memory_bytes=_MEMORY_BYTES,
+            classes=next(Path("/usr/lib").glob("*/rados-classes"), Path("/usr/lib/rados-classes")),
+        )
+    )
+    conf = ("-c", str(settings))
+    addresses = f"[v2:127.0.0.1:{monitor},v1:127.0.0.1:{old_monitor}]"
+    with ExitStack() as stack:
+        _run("monmaptool", "--create", "--addv", "a", addresses, "--fsid", fsid, str(monitors))
+        _run("ceph-mon", *conf, "--mkfs", "-i", "a", "--monmap", str(monitors))
+        stack.enter_context(running([_found("ceph-mon"), *conf, "-f", "-i", "a"], directory / "mon.out"))
+        _run("ceph", *conf, "osd", "new", storage_id)
+        _run("ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", storage_id)
+        stack.enter_context(running([_found("ceph-osd"), *conf, "-f", "-i", "0"], directory / "osd.out"))
+        command = [_found("radosgw"), *conf, "-f", "-n", "client.rgw"]
+        stack.enter_context(running(command, directory / "gateway.out", port=gateway))
+        user = (
+            "user",
+            "create",
+            "--uid",
+            "bench",
+            "--display-name",
+            "bench",
+            "--access-key",
+            key,
+            "--secret-key",
+            secret,
+        )
+        _run("radosgw-admin", *conf, *user)
+        yield gateway, settings
+
+
+def forget_deleted(settings: Path) -> None:
+    """Frees the memory of what was deleted, which the gateway does later by itself.
+
+    Raises:
+        JobError: It fails.
+    """
+    _run("radosgw-admin", "-c", str(settings), "gc", "process", "--include-all")
+
+
+def _found(program: str) -> str:
+    return shutil.which(program, path=_PATH) or program
+
+
+def _run(program: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [_found(program), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_COMMAND_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise JobError(f"{program} {' '.join(arguments[:4])} failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")

@@ -1,0 +1,190 @@
+"""The measures of a run in a bucket: what it costs to bring a checkpoint there and back, beside what others have for that."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks.measure import GIB, MIB, Limit, Measure, Sample
+from benchmarks.object_clients import Client, Shape, Took, remove, running_client
+from benchmarks.object_server import BUCKET, ObjectServer, running_server
+from benchmarks.process import JobError, job_directory
+from benchmarks.side import Side
+
+_ROUNDS = 3
+_STORAGE = f"s3://{BUCKET}/runs"
+_MEMORY_MIB = 256 + 64
+"""What transfers may take at once by default, and what else a process needs."""
+
+_MANY, _ONE, _EIGHT = Shape(2000, 16 << 10), Shape(1, 512 * MIB), Shape(8, 64 * MIB)
+_SERVERS = {"ceph": "Ceph's RADOS Gateway, in memory", "rclone": "`rclone serve s3`, on disk"}
+
+
+def _sides(us: Side, peer: Side | None, shape: Shape) -> dict[str, Side]:
+    """Each library by whose its figures are. `raw` is what ours is made with, alone."""
+    found = {"ours": us, "raw": us.named("obstore")}
+    if peer is not None:
+        found |= {"peer": peer.named("ray"), "s3fs": peer.named("s3fs"), "boto3": peer.named("boto3")}
+        if shape.is_large:
+            found["dcp"] = peer.named("dcp")
+    return found
+
+
+@contextmanager
+def _clients(server: str, sides: Mapping[str, Side], shape: Shape) -> Iterator[tuple[ObjectServer, list[Client], Path]]:
+    with job_directory() as directory, ExitStack() as stack:
+        place = directory / "server"
+        place.mkdir()
+        running = stack.enter_context(running_server(server, place))
+        shape.write(directory / "source")
+        clients = [
+            stack.enter_context(running_client(whose, side, directory, _STORAGE, shape, running.environment))
+            for whose, side in sides.items()
+        ]
+        yield running, clients, directory
+
+
+def _up(server: str, shape: Shape) -> Callable[[Side, Side | None], Sample]:
+    def sample(us: Side, peer: Side | None) -> Sample:
+        with _clients(server, _sides(us, peer, shape), shape) as (running, clients, directory):
+            took = {client.whose: Took() for client in clients}
+            for number, client, is_warm in _turns(clients):
+                shape.change(directory / "source")
+                os.sync()
+                name = f"{client.whose}-{number}"
+                client.do("up", name, directory / "source", took[client.whose] if is_warm else None)
+                place = "runs/objects" if client.whose == "ours" else f"runs/{name}"
+                if running.size_bytes(place) < shape.size_bytes:
+                    raise JobError(f"{client.whose} said that everything is stored, and it is not")
+                client.do("tidy")
+                if shape.is_large:  # else it takes no memory to speak of, and more time to delete than to store
+                    running.delete(f"runs/{name}")
+                    running.forget_deleted()
+        return _figures("up", took, shape)
+
+    return sample
+
+
+def _down(server: str, shape: Shape) -> Callable[[Side, Side | None], Sample]:
+    def sample(us: Side, peer: Side | None) -> Sample:
+        with _clients(server, _sides(us, peer, shape), shape) as (_, clients, directory):
+            took = {client.whose: Took() for client in clients}
+            for client in clients:
+                client.do("up", client.whose, directory / "source")
+            for _, client, is_warm in _turns(clients):
+                os.sync()
+                target = directory / f"{client.whose}.copy"
+                client.do("down", client.whose, target, took[client.whose] if is_warm else None)
+                if client.whose != "dcp":  # it brings tensors back, and no files
+                    shape.check(directory / "source", target)
+                client.do("tidy")
+                remove(target)
+        return _figures("down", took, shape)
+
+    return sample
+
+
+def _turns(clients: Sequence[Client]) -> Iterator[tuple[int, Client, bool]]:
+    """Who is next, and whether it counts: the first round warms everything, and each begins a round in its turn."""
+    for number in range(_ROUNDS + 1):
+        shift = number % len(clients)
+        for client in (*clients[shift:], *clients[:shift]):
+            yield number, client, number > 0
+
+
+def _figures(what: str, took: Mapping[str, Took], shape: Shape) -> Sample:
+    found: dict[str, float] = {}
+    for whose, each in took.items():
+        found[f"{whose}_{what}_s"] = statistics.median(each.wall_s)
+        found[f"{whose}_cpu_s_per_gib"] = statistics.median(each.cpu_s) / shape.size_bytes * GIB
+        found[f"{whose}_mib"] = max(each.peak_mib)
+    return found
+
+
+def _calls(us: Side, _: Side | None) -> Sample:
+    found: dict[str, float] = {}
+    for name, shape in {"many": _MANY, "one": _ONE, "eight": _EIGHT}.items():
+        with _clients("ceph", {"ours": us}, shape) as (running, clients, directory), ExitStack() as stack:
+            local = running_client("ours_local", us, directory, str(directory / "runs"), shape, running.environment)
+            clients.append(stack.enter_context(local))
+            took = {client.whose: Took() for client in clients}
+            for _number, client, is_warm in _turns(clients):
+                shape.change(directory / "source")
+                os.sync()
+                client.do("call", "", directory / "source", took[client.whose] if is_warm else None)
+                client.do("tidy")
+                if shape.is_large:
+                    running.forget_deleted()
+        found |= {f"{whose}_{name}_ms": statistics.median(each.wall_s) * 1000 for whose, each in took.items()}
+    return found
+
+
+def _measures(server: str) -> Iterator[Measure]:
+    where = _SERVERS[server]
+    memory = Limit("ours_mib", at_most=_MEMORY_MIB)
+    others = ("peer", "s3fs", "boto3", "dcp")
+
+    def ahead(what: str) -> tuple[Limit, ...]:
+        return tuple(Limit(f"ours_{what}_s", at_most=1, of=f"{other}_{what}_s") for other in others)
+
+    def against_ray(what: str, most: float, cpu_most: float | None = None) -> tuple[Limit, ...]:
+        wall = Limit(f"ours_{what}_s", at_most=most, of=f"peer_{what}_s")
+        return (
+            (wall,)
+            if cpu_most is None
+            else (wall, Limit("ours_cpu_s_per_gib", at_most=cpu_most, of="peer_cpu_s_per_gib"))
+        )
+
+    raw = Limit("ours_down_s", at_most=1.1, of="raw_down_s")
+    yield Measure(
+        f"{server}_many_up",
+        f"2,000 files of 16 KiB to a bucket ({where})",
+        _up(server, _MANY),
+        (*against_ray("up", 0.2, 0.2), memory),
+    )
+    yield Measure(
+        f"{server}_one_up",
+        f"One file of 512 MiB to a bucket ({where})",
+        _up(server, _ONE),
+        (*against_ray("up", 0.5), *ahead("up")[1:], memory),
+    )
+    yield Measure(
+        f"{server}_eight_up", f"8 files of 64 MiB to a bucket ({where})", _up(server, _EIGHT), (*ahead("up"), memory)
+    )
+    yield Measure(
+        f"{server}_many_down",
+        f"2,000 files of 16 KiB from a bucket ({where})",
+        _down(server, _MANY),
+        (*against_ray("down", 0.4, 0.4), raw, memory),
+    )
+    yield Measure(
+        f"{server}_one_down",
+        f"One file of 512 MiB from a bucket ({where})",
+        _down(server, _ONE),
+        (*against_ray("down", 0.75), *ahead("down")[1:], raw, memory),
+    )
+    yield Measure(
+        f"{server}_eight_down",
+        f"8 files of 64 MiB from a bucket ({where})",
+        _down(server, _EIGHT),
+        (*ahead("down"), raw, memory),
+    )
+
+
+OBJECT_MEASURES: tuple[Measure, ...] = (
+    *_measures("ceph"),
+    Measure(
+        "ceph_call",
+        "Time lost in an ASYNC report to a bucket (Ceph's RADOS Gateway, in memory) and to a local path: 2,000 files of 16 KiB, "
+        "one of 512 MiB, 8 of 64 MiB",
+        _calls,
+        # What is equal varies by this much from run to run.
+        tuple(Limit(f"ours_{name}_ms", at_most=1.25, of=f"ours_local_{name}_ms") for name in ("many", "one", "eight")),
+        is_slow=False,
+    ),
+    # It answers no range as one, so that only what goes there can be measured.
+    *(measure for measure in _measures("rclone") if measure.name.endswith("_up")),
+)

