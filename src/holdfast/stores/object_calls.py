@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import enum
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from holdfast.stores.object_gate import Gate
 
@@ -63,29 +64,32 @@ class Calls:
 
     Args:
         gate: Who lets them through.
-        judge: What becomes of an error: `Judgement`.
+        judge: What becomes of an error.
         patience: How long they are sent again.
     """
 
     def __init__(self, gate: Gate, judge: Callable[[BaseException], Judgement], patience: Patience) -> None:
-        self._gate = gate
-        self._judge = judge
-        self._patience = patience
+        self.gate = gate
+        self.judge = judge
+        self.patience = patience
         self._until_s: float | None = None
-        self._limits: set[asyncio.Timeout] = set()
+        self._open: set[_Call[Any]] = set()
 
-    def begin(self, request: Callable[[], Coroutine[Any, Any, _T]], *, once: bool = False) -> Future[_T]:
+    def begin(self, request: Callable[[], Awaitable[_T]], *, once: bool = False) -> Future[_T]:
         """Begins a request; cancelling the future breaks it off.
 
         Args:
             request: Called on the loop, again for each try; what it awaits may take long, what it does may not.
             once: It is not tried again here.
         """
-        return asyncio.run_coroutine_threadsafe(self._run(request, once), _process.loop())
+        future: Future[_T] = Future()
+        call = _Call(self, request, 0 if once else self.patience.retries, future)
+        _process.loop().call_soon_threadsafe(call.begin)
+        return future
 
     def at_once(self, most: int) -> int:
         """How many requests one that makes several may have on their way; fewer than `most` where the store wants fewer."""
-        return max(1, min(most, self._gate.limit))
+        return max(1, min(most, self.gate.limit))
 
     def hurry(self, *, on: bool) -> None:
         """Few seconds are left for what is on its way, and a second for each request that begins later. Safe in a signal handler.
@@ -101,51 +105,122 @@ class Calls:
         self._until_s = time.monotonic() + _LAST_S
         loop = _process.running
         if loop is not None:
-            loop.call_soon_threadsafe(self._shorten, loop.time() + _LAST_S)
+            loop.call_soon_threadsafe(self._shorten, loop)
 
-    async def _run(self, request: Callable[[], Coroutine[Any, Any, _T]], once: bool) -> _T:
-        until_s = self._until_s
-        limit = asyncio.timeout(None if until_s is None else max(_EACH_S, until_s - time.monotonic()))
-        self._limits.add(limit)
+    # What follows is for the calls, on the loop.
+
+    def opened(self, call: _Call[Any]) -> float | None:
+        """A call has begun; the seconds that it has, or None for as many as it takes."""
+        self._open.add(call)
+        return None if self._until_s is None else max(_EACH_S, self._until_s - time.monotonic())
+
+    def closed(self, call: _Call[Any]) -> None:
+        """A call is over."""
+        self._open.discard(call)
+
+    def _shorten(self, loop: asyncio.AbstractEventLoop) -> None:
+        for call in self._open:
+            loop.call_later(_LAST_S, call.break_off)
+
+
+class _Call(Generic[_T]):
+    """One request, all its tries; all of it belongs to the loop.
+
+    By callbacks and not as a coroutine: a task, and what limits its time, cost more than most requests.
+    """
+
+    __slots__ = ("_began_s", "_calls", "_future", "_pause_s", "_request", "_retries", "_running", "_sent_s")
+
+    def __init__(self, calls: Calls, request: Callable[[], Awaitable[_T]], retries: int, future: Future[_T]) -> None:
+        # None when it is over: it refers to this in its turn, and nothing is to wait for the collector.
+        self._future: Future[_T] | None = future
+        self._calls = calls
+        self._request = request
+        self._retries = retries
+        self._running: asyncio.Future[_T] | None = None
+        self._began_s = self._sent_s = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+
+    def begin(self) -> None:
+        self._began_s = time.monotonic()
+        limit_s = self._calls.opened(self)
+        if limit_s is not None:
+            asyncio.get_running_loop().call_later(limit_s, self.break_off)
+        if self._future is not None:
+            self._future.add_done_callback(self._let_go)
+            self._enter()
+
+    def break_off(self) -> None:
+        """Its time is over."""
+        if self._future is not None:
+            self._end(error=BrokenOffError())
+
+    def _enter(self) -> None:
+        self._calls.gate.enter(self._send)
+
+    def _send(self) -> None:
+        if self._future is None:  # while it waited for its turn
+            self._calls.gate.leave()
+            return
+        self._sent_s = time.monotonic()
         try:
-            async with limit:
-                return await self._try(request, 0 if once else self._patience.retries)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise BrokenOffError from None
-        finally:
-            self._limits.discard(limit)
+            self._running = asyncio.ensure_future(self._request())
+        except BaseException as error:  # noqa: BLE001 - it is for who waits
+            self._calls.gate.leave()
+            self._end(error=error)
+            return
+        self._running.add_done_callback(self._answered)
 
-    async def _try(self, request: Callable[[], Coroutine[Any, Any, _T]], retries: int) -> _T:
-        began_s = time.monotonic()
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            sent_s = 0.0
-            try:
-                async with self._gate:
-                    sent_s = time.monotonic()
-                    found = await request()
-            except Exception as error:
-                judgement = self._judge(error)
-                if judgement is Judgement.TOO_MANY:
-                    self._gate.refused(sent_s)
-                if judgement is Judgement.FINAL or retries <= 0:
-                    raise
-                retries -= 1
-                wait_s = random.uniform(_FIRST_PAUSE_S, pause_s)
-                if time.monotonic() + wait_s - began_s > self._patience.limit_s:
-                    raise
-                pause_s = min(3 * pause_s, _LONGEST_PAUSE_S)
-            else:
-                self._gate.succeeded()
-                return found
-            await asyncio.sleep(wait_s)
+    def _answered(self, running: asyncio.Future[_T]) -> None:
+        gate = self._calls.gate
+        self._running = None
+        error = None if running.cancelled() else running.exception()
+        if self._future is None or running.cancelled():
+            gate.leave()
+            if self._future is not None:
+                self._end(error=BrokenOffError())
+            return
+        if error is None:
+            gate.succeeded()
+            gate.leave()
+            self._end(result=running.result())
+            return
+        judgement = self._calls.judge(error) if isinstance(error, Exception) else Judgement.FINAL
+        if judgement is Judgement.TOO_MANY:
+            gate.refused(self._sent_s)
+        gate.leave()
+        wait_s = random.uniform(_FIRST_PAUSE_S, self._pause_s)
+        lasts_s = time.monotonic() + wait_s - self._began_s
+        if judgement is Judgement.FINAL or self._retries <= 0 or lasts_s > self._calls.patience.limit_s:
+            self._end(error=error)
+            return
+        self._retries -= 1
+        self._pause_s = min(3 * self._pause_s, _LONGEST_PAUSE_S)
+        asyncio.get_running_loop().call_later(wait_s, self._again)
 
-    def _shorten(self, when: float) -> None:
-        for limit in self._limits:
-            if not limit.expired():
-                limit.reschedule(when)
+    def _again(self) -> None:
+        if self._future is not None:
+            self._enter()
+
+    def _end(self, *, result: Any = None, error: BaseException | None = None) -> None:
+        future, self._future = self._future, None
+        self._calls.closed(self)
+        if self._running is not None:
+            self._running.cancel()
+        # Who waited may have gone in this very instant.
+        with contextlib.suppress(InvalidStateError):
+            if future is not None and error is not None:
+                future.set_exception(error)
+            elif future is not None:
+                future.set_result(result)
+
+    def _let_go(self, future: Future[_T]) -> None:
+        if future.cancelled() and (loop := _process.running) is not None:
+            loop.call_soon_threadsafe(self._give_up)
+
+    def _give_up(self) -> None:
+        if self._future is not None:
+            self._end()
 
 
 class _Process:

@@ -17,7 +17,7 @@ import enum
 import importlib
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -96,7 +96,7 @@ class Client:
                     found = self._handles[resends] = self._connect(resends)
         return found
 
-    def call(self, action: str, name: str, request: Callable[[], Coroutine[Any, Any, _T]], *, once: bool = False) -> _T:
+    def call(self, action: str, name: str, request: Callable[[], Awaitable[_T]], *, once: bool = False) -> _T:
         """What a request gives; the wait for it can be broken off.
 
         Args:

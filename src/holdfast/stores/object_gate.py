@@ -6,10 +6,10 @@ work belongs to the loop of `object_calls`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 
 _log = logging.getLogger("holdfast")
 _MOST = 64
@@ -18,7 +18,7 @@ _TELL_EVERY_S = 60.0
 
 
 class Gate:
-    """Lets requests through, as an asynchronous context manager.
+    """Lets requests through.
 
     Args:
         name: What they go to, as the log calls it.
@@ -28,7 +28,7 @@ class Gate:
         self._name = name
         self._limit = float(_MOST)
         self._running = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._halved_s = float("-inf")
         self._told_s = float("-inf")
 
@@ -37,26 +37,25 @@ class Gate:
         """How many may be on their way."""
         return int(self._limit)
 
-    async def __aenter__(self) -> None:
-        while self._running >= self.limit:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
-            try:
-                await turn
-            except BaseException:
-                # Called up and broken off in the same instant: the turn is another's.
-                if turn.done() and not turn.cancelled():
-                    self._call_up()
-                raise
-        self._running += 1
+    def enter(self, send: Callable[[], None]) -> None:
+        """Calls `send`, now or when there is room; `leave` is to be called once for each."""
+        if self._running < self.limit:
+            self._running += 1
+            send()
+        else:
+            self._waiting.append(send)
 
-    async def __aexit__(self, *_: object) -> None:
+    def leave(self) -> None:
+        """A request is over."""
         self._running -= 1
-        self._call_up()
+        while self._waiting and self._running < self.limit:
+            self._running += 1
+            self._waiting.popleft()()
 
     def succeeded(self) -> None:
         """A request was answered."""
-        self._limit = min(_MOST, self._limit + _MORE_PER_ROUND / self._limit)
+        if self._limit < _MOST:
+            self._limit = min(_MOST, self._limit + _MORE_PER_ROUND / self._limit)
 
     def refused(self, sent_s: float) -> None:
         """A request was told that there are too many.
@@ -71,11 +70,3 @@ class Gate:
         if now_s - self._told_s > _TELL_EVERY_S:
             self._told_s = now_s
             _log.warning("%s says that requests come too fast; fewer are sent at once until it takes more", self._name)
-
-    def _call_up(self) -> None:
-        room = self.limit - self._running
-        while self._waiting and room > 0:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                room -= 1

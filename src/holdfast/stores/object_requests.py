@@ -151,10 +151,12 @@ def put(
     attributes = {NONCE: nonce} if nonce is not None else None
     mode = "create" if only_new else "overwrite"
 
-    async def send() -> None:
-        await obstore.put_async(handle, name, data, attributes=attributes, mode=mode, use_multipart=False)
-
-    client.call(action, name, send, once=probe)
+    client.call(
+        action,
+        name,
+        lambda: obstore.put_async(handle, name, data, attributes=attributes, mode=mode, use_multipart=False),
+        once=probe,
+    )
 
 
 def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, part_bytes: int, at_once: int) -> None:
@@ -172,8 +174,8 @@ def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, 
     """
     obstore, handle = client.obstore, client.handle(Resends.ALWAYS)
 
-    async def send() -> None:
-        await obstore.put_async(
+    def send() -> Any:
+        return obstore.put_async(
             handle,
             name,
             parts,
@@ -196,7 +198,7 @@ def copy(client: Client, source: str, target: str, size_bytes: int) -> bool:
         return False
     obstore, handle = client.obstore, client.handle()
     try:
-        client.call("copy to", target, lambda: _awaited(obstore.copy_async(handle, source, target)))
+        client.call("copy to", target, lambda: obstore.copy_async(handle, source, target))
     except StorageError as error:
         _log.debug("the copy to %s failed: %s", target, error)
         try:
@@ -216,7 +218,7 @@ def delete(client: Client, name: str, *, action: str = "delete", probe: bool = F
     """
     obstore, handle = client.obstore, client.handle(_resends(probe))
     try:
-        client.call(action, name, lambda: _awaited(obstore.delete_async(handle, name)), once=probe)
+        client.call(action, name, lambda: obstore.delete_async(handle, name), once=probe)
     except StoreNotFoundError:
         return
 
@@ -229,7 +231,7 @@ def delete_all(client: Client, names: Sequence[str]) -> None:
     """
     obstore, handle = client.obstore, client.handle()
     try:
-        client.call("delete", names[0], lambda: _awaited(obstore.delete_async(handle, names)))
+        client.call("delete", names[0], lambda: obstore.delete_async(handle, names))
     except StoreNotFoundError:
         # Where deleting is one request an object, one that is gone already ends the rest.
         for name in names:
@@ -266,7 +268,7 @@ def level(client: Client, prefix: str) -> tuple[list[Listed], set[str]]:
     """
     obstore, handle = client.obstore, client.handle()
     found: Mapping[str, Any] = client.call(
-        "list", prefix, lambda: _awaited(obstore.list_with_delimiter_async(handle, prefix or None))
+        "list", prefix, lambda: obstore.list_with_delimiter_async(handle, prefix or None)
     )
     below = {str(each).rstrip("/") for each in found["common_prefixes"]}
     return [_listed(entry) for entry in found["objects"]], below
@@ -274,10 +276,6 @@ def level(client: Client, prefix: str) -> tuple[list[Listed], set[str]]:
 
 def _resends(probe: bool) -> Resends:
     return Resends.SOON_OVER if probe else Resends.NEVER
-
-
-async def _awaited(future: Any) -> Any:
-    return await future
 
 
 def _listed(entry: Mapping[str, Any]) -> Listed:
