@@ -35,7 +35,7 @@ def _found(place: Place) -> dict[str, str | None] | None:
         if key is None or secret is None:
             return None
         return {"access_key_id": key, "secret_access_key": secret, "token": options.get("session_token")}
-    for name, plain in _ALONE[place.service]:
+    for name, plain in _ALONE.get(place.service, ()):
         if name in options:
             return {plain: options[name]}
     return None
