@@ -40,7 +40,7 @@ def test_conditions_are_about_generations(google, bucket):
     ("method", "path", "headers"),
     [
         ("PUT", "a", {"If-None-Match": "*"}),
-        ("PUT", "a", {"x-goog-copy-source": "b/a"}),
+        ("PUT", "a", {"x-goog-acl": "private"}),
         ("GET", "a?generation=1", {}),
         ("GET", "a", {"If-Match": "x"}),
         ("DELETE", "a", {"x-goog-if-generation-match": "1"}),
