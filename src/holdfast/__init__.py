@@ -36,6 +36,7 @@ from holdfast.errors import ShardModifiedError as ShardModifiedError
 from holdfast.errors import StateError as StateError
 from holdfast.errors import StorageAccessError as StorageAccessError
 from holdfast.errors import StorageError as StorageError
+from holdfast.errors import StorageInterruptedError as StorageInterruptedError
 from holdfast.errors import StorageUnavailableError as StorageUnavailableError
 from holdfast.errors import StoreExistsError as StoreExistsError
 from holdfast.errors import StoreNotFoundError as StoreNotFoundError

@@ -20,7 +20,8 @@ The tree::
     │   ├── StoreNotFoundError               no such key
     │   ├── StoreExistsError                 the key was there already
     │   ├── StorageAccessError               no such bucket, no right, wrong credentials or region
-    │   └── StorageUnavailableError          it does not answer, or is too busy; this may pass by itself
+    │   ├── StorageUnavailableError          it does not answer, or is too busy; this may pass by itself
+    │   └── StorageInterruptedError          it had not answered when the run was to end at once
     ├── DamagedCheckpointError               stored bytes are not those that were reported
     ├── RunInUseError                        another live driver holds the run
     ├── RunNotFoundError                     no run lies at that path
@@ -166,6 +167,12 @@ class StorageUnavailableError(StorageError):
 
     kind = "storage-unavailable"
     may_pass = True
+
+
+class StorageInterruptedError(StorageError):
+    """The run was to end at once, and the store had not answered: what was asked of it may have happened, or happen yet."""
+
+    kind = "storage-interrupted"
 
 
 class DamagedCheckpointError(HoldfastError):

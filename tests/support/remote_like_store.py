@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from holdfast.errors import StorageError, StoreExistsError
+from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
 from holdfast.stores.base import AppendHandle, Capabilities, Hasher, Store, StoreEntry, StoreLock
 from holdfast.stores.local import LocalStore
 
@@ -78,12 +79,20 @@ class RemoteLikeStore(Store):
             raise StoreExistsError(f"{key!r} exists")
         return False
 
-    def copy(self, source: str, target: str, size_bytes: int) -> bool:
-        try:
-            self._store.write(self._key(target), self._store.read(self._key(source)))
-        except StorageError:
+    def confirm(self, directory: str, sizes: Mapping[str, int]) -> Mapping[str, str]:
+        return {key: self._tag(f"{directory}/{key}") for key in sizes}
+
+    def copy(self, source: str, target: str, size_bytes: int, tag: str) -> bool:
+        if not self.exists(source) or self._tag(source) != tag:
             return False
+        self.create(target, self.read(source))
         return True
+
+    def _tag(self, key: str) -> str:
+        try:
+            return hashlib.sha256(self.read(key)).hexdigest()
+        except StoreNotFoundError as error:
+            raise StorageUnavailableError(str(error)) from error
 
     def put_symlink(self, key: str, target: str) -> None:
         return

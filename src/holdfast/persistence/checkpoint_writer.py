@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,9 +24,9 @@ from holdfast.persistence.commit import commit, files_of, make_durable, place_of
 from holdfast.persistence.lease import utc_now
 from holdfast.persistence.manifest import committed_of
 from holdfast.persistence.merge import merge_metadata, merge_receipts
+from holdfast.persistence.predecessor import Traces
 from holdfast.persistence.release import changed_while_shared, release
 from holdfast.persistence.retry import RetryPolicy, retried
-from holdfast.persistence.transfer import Traces
 from holdfast.records import CommittedCheckpoint, Manifest, ShardReceipt, StagedShard
 from holdfast.stores.base import Store
 
@@ -73,13 +73,13 @@ class Owner(Protocol):
         checkpoint: CommittedCheckpoint,
         manifest: Manifest,
         files: Sequence[str] | None,
-        samples: Mapping[str, str] | None,
+        traces: Traces | None,
     ) -> None:
         """The checkpoint exists.
 
         Args:
             files: They are to be flushed behind; None: read them then.
-            samples: Of its files, as `Traces` has them; None where they lie in place.
+            traces: What storing it has left; None where others did.
         """
 
 
@@ -313,10 +313,11 @@ class CheckpointWriter:
         """Nothing is committed that the store does not list.
 
         Raises:
-            StorageUnavailableError: It misses a file, or lists another size.
+            StorageError: It misses a file, or lists another size.
         """
-        sizes = {layout.decode_path(file.path): file.size_bytes for file in manifest.files if file.kind == "file"}
-        self._store.confirm(self._place, sizes)
+        paths = {layout.decode_path(file.path): file for file in manifest.files if file.kind == "file"}
+        tags = self._store.confirm(self._place, {path: file.size_bytes for path, file in paths.items()})
+        self._traces.tags = {paths[path].path: tag for path, tag in tags.items()}
 
     def _check_adopted(self) -> None:
         """Files that were taken over still have their old names, too; nobody may have written to them meanwhile.
@@ -351,7 +352,7 @@ class CheckpointWriter:
             files = ()
         elif len(manifest.files) <= _KEPT_FILES:
             files = files_of(manifest, self.name, metadata=metadata is not None)
-        self._owner.committed(committed, manifest, files, None if self._in_place else self._traces.samples)
+        self._owner.committed(committed, manifest, files, None if self._in_place else self._traces)
         try:
             self._owner.keeper.committed(manifest, self._kept)
         except Exception as error:  # noqa: BLE001 - it makes a restart quick, and the checkpoint is there without it

@@ -24,7 +24,8 @@ from holdfast.stores.local_errors import storage_error
 
 _LOG = logging.getLogger("holdfast")
 _THREADS = 8
-_CHUNK_BYTES = 1024 * 1024
+# As `stores.local_copy` says.
+_WRITTEN_BYTES = 128 * 1024
 _PARALLEL_FROM = 2
 
 
@@ -258,16 +259,21 @@ def _copy_local(path: str, target: LocalStore, key: str, file: StoredFile, hashe
 def _copy_stream(store: Store, target: LocalStore, key: str, file: StoredFile, hasher: FileHasher) -> None:
     place = str(target.local_path(key))
     size_bytes = 0
-    with store.open_read(key) as stream:
+    # A generator of an object store has requests on their way, which end with it.
+    with contextlib.closing(store.chunks(key, file.size_bytes)) as chunks:
+        chunk = next(chunks, None)  # before anything is made: it may not be there
         try:
             os.makedirs(os.path.dirname(place), exist_ok=True)
             with open(place, "xb", buffering=0) as output:
-                while chunk := stream.read(_CHUNK_BYTES):
-                    hasher.update(chunk)
+                while chunk is not None:
+                    for start in range(0, len(chunk), _WRITTEN_BYTES):
+                        part = chunk[start : start + _WRITTEN_BYTES]
+                        hasher.update(part)
+                        written = output.write(part)
+                        while written < len(part):
+                            written += output.write(part[written:])
                     size_bytes += len(chunk)
-                    written = output.write(chunk)
-                    while written < len(chunk):
-                        written += output.write(memoryview(chunk)[written:])
+                    chunk = next(chunks, None)
                 os.fchmod(output.fileno(), file.mode)
         except OSError as error:
             raise storage_error("write", place, error) from error

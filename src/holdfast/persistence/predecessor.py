@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import xxhash
@@ -23,8 +24,29 @@ from holdfast.stores.base import Store
 # Below it a copy costs no more than a link.
 _SHARED_FROM_BYTES = 16 * 1024
 # Below it sending is as quick as asking for a copy.
-_COPIED_FROM_BYTES = 256 * 1024
+_COPIED_FROM_BYTES = 1 << 20
 _SAMPLE_BYTES = 4096
+
+
+@dataclass
+class Traces:
+    """What one checkpoint's shards have come upon, for its commit and for the checkpoint after it, by record path. Safe for threads.
+
+    Attributes:
+        written: Files that one of them has stored.
+        found: Files that something else had been stored in the place of: another rank's, or a stranger's.
+        samples: Of files that the store could copy by itself, what `sample_of` says.
+        tags: What tells the stored files from whatever may lie there later, once the store has confirmed them.
+    """
+
+    written: set[str] = field(default_factory=set)
+    found: set[str] = field(default_factory=set)
+    samples: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def strange(self) -> list[str]:
+        """What lies there and was not stored by any of them, once all are done."""
+        return sorted(self.found - self.written)
 
 
 class Predecessor(Protocol):
@@ -55,7 +77,7 @@ def predecessor_of(
     store: Store,
     manifest: Manifest,
     statuses: Mapping[str, os.stat_result] | None,
-    samples: Mapping[str, str] | None,
+    traces: Traces | None,
     is_kept: Callable[[Manifest], bool],
 ) -> Predecessor | None:
     """The checkpoint as one whose files may serve for the next; None where the store can neither link nor copy.
@@ -64,45 +86,41 @@ def predecessor_of(
         store: Rooted at the run's directory.
         manifest: What the checkpoint consists of.
         statuses: What stat said of its files when they were known to be right, by path; None where there is no stat.
-        samples: What `sample_of` said of them, by path; None where nobody knows.
+        traces: What storing it has left; None where this driver did not.
         is_kept: Whether retention has not let go of it.
     """
     if store.capabilities.links and statuses is not None:
         return LinkedPredecessor(store, manifest, statuses)
-    return CopiedPredecessor(store, manifest, samples, is_kept) if store.capabilities.copies else None
+    if store.capabilities.copies and traces is not None:
+        return CopiedPredecessor(store, manifest, traces, is_kept)
+    return None
 
 
 class CopiedPredecessor:
-    """A checkpoint in a store that can copy by itself; see `predecessor_of`."""
+    """A checkpoint that this driver has put into a store that can copy by itself; see `predecessor_of`."""
 
-    def __init__(
-        self,
-        store: Store,
-        manifest: Manifest,
-        samples: Mapping[str, str] | None,
-        is_kept: Callable[[Manifest], bool],
-    ) -> None:
+    def __init__(self, store: Store, manifest: Manifest, traces: Traces, is_kept: Callable[[Manifest], bool]) -> None:
         self._store = store
         self._manifest = manifest
         self._is_kept = is_kept
-        self._files = {file.path: file for file in manifest.files if file.size_bytes >= _COPIED_FROM_BYTES}
-        self._samples = samples
+        self._files = {file.path: file for file in manifest.files if file.path in traces.tags}
+        self._traces = traces
 
     def candidate(self, file: StagedFile, descriptor: int) -> str | None:
-        """See `Predecessor`; where nothing is known of the bytes, they are read."""
+        """See `Predecessor`."""
         ours = self._files.get(file.path)
-        if ours is None or ours.kind != "file" or ours.digest is None or not is_known(ours.digest):
+        if ours is None or ours.digest is None or not is_known(ours.digest) or ours.size_bytes != file.size_bytes:
             return None
-        if ours.size_bytes != file.size_bytes:
-            return None
-        if self._samples is not None and self._samples.get(file.path) != sample_of(descriptor, file.size_bytes):
-            return None
-        return ours.digest
+        sample = self._traces.samples.get(file.path)
+        return ours.digest if sample is not None and sample == sample_of(descriptor, file.size_bytes) else None
 
     def share(self, file: StagedFile, key: str) -> bool:
-        """See `Predecessor`. Dying right after it leaves an object that no manifest names, as after any upload."""
+        """See `Predecessor`. Dying right after it leaves an object that no manifest names, as after any upload.
+
+        What is copied is what was listed when it was committed: whatever has been written there since has another tag.
+        """
         source = f"{self._manifest.name}/{layout.decode_path(file.path)}"
-        if not self._store.copy(source, key, file.size_bytes):
+        if not self._store.copy(source, key, file.size_bytes, self._traces.tags[file.path]):
             return False
         if self._is_kept(self._manifest):
             return True

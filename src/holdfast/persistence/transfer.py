@@ -14,7 +14,7 @@ from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageEr
 from holdfast.persistence import layout
 from holdfast.persistence.digest import FileHasher, digest_fd
 from holdfast.persistence.known_digests import KnownDigests
-from holdfast.persistence.predecessor import Predecessor, sample_of
+from holdfast.persistence.predecessor import Predecessor, Traces, sample_of
 from holdfast.persistence.retry import Retries, RetryPolicy
 from holdfast.persistence.sources import REPLACED, open_source, source_of
 from holdfast.records import StagedFile, StoredFile
@@ -29,25 +29,6 @@ _COUNTED_FROM_BYTES = 4 * 1024 * 1024
 
 class UploadStopped(Exception):  # noqa: N818 - not an error of anything
     """The upload was told to stop; never leaves this package."""
-
-
-@dataclass(frozen=True)
-class Traces:
-    """What one checkpoint's shards have come upon, for its commit and for the checkpoint after it, by record path. Safe for threads.
-
-    Attributes:
-        written: Files that one of them has stored.
-        found: Files that something else had been stored in the place of: another rank's, or a stranger's.
-        samples: Of files that the store could copy by itself, what `predecessor.sample_of` says.
-    """
-
-    written: set[str] = field(default_factory=set)
-    found: set[str] = field(default_factory=set)
-    samples: dict[str, str] = field(default_factory=dict)
-
-    def strange(self) -> list[str]:
-        """What lies there and was not stored by any of them, once all are done."""
-        return sorted(self.found - self.written)
 
 
 @dataclass(frozen=True)

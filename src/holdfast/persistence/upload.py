@@ -15,12 +15,12 @@ from holdfast.persistence import layout
 from holdfast.persistence.file_systems import shows_removed_files
 from holdfast.persistence.known_digests import KnownDigests
 from holdfast.persistence.listing import list_files
-from holdfast.persistence.predecessor import Predecessor
+from holdfast.persistence.predecessor import Predecessor, Traces
 from holdfast.persistence.retry import RetryPolicy
 from holdfast.persistence.right_of_way import give_way
 from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
 from holdfast.persistence.staging import stage
-from holdfast.persistence.transfer import FileTransfer, Traces, register_file, store_file
+from holdfast.persistence.transfer import FileTransfer, register_file, store_file
 from holdfast.records import ShardReceipt, StagedShard
 from holdfast.stores.base import Store
 

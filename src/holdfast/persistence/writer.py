@@ -22,7 +22,7 @@ from holdfast.persistence.ledger import Ledger
 from holdfast.persistence.litter import Litter
 from holdfast.persistence.notes import NoteKeeper
 from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
-from holdfast.persistence.predecessor import Predecessor, predecessor_of
+from holdfast.persistence.predecessor import Predecessor, Traces, predecessor_of
 from holdfast.persistence.recovery import Fingerprint, Fingerprints, examine
 from holdfast.persistence.retention import RetentionPolicy
 from holdfast.persistence.retry import RetryPolicy, retried
@@ -337,12 +337,12 @@ class RunWriter:
         checkpoint: CommittedCheckpoint,
         manifest: Manifest,
         files: Sequence[str] | None,
-        samples: Mapping[str, str] | None,
+        traces: Traces | None,
     ) -> None:
         """A checkpoint exists: it joins the list, retention decides, and the rest happens behind."""
         try:
             status = self._fingerprints.take(manifest)
-            self.predecessor = self._predecessor(manifest, status, samples)
+            self.predecessor = self._predecessor(manifest, status, traces)
         except StorageError as error:
             _log.debug("checkpoint %s will be read when it is needed: %s", checkpoint.name, error)
         doomed = self._ledger.add(checkpoint)
@@ -350,9 +350,9 @@ class RunWriter:
         self._durability.committed(checkpoint, files, doomed)
 
     def _predecessor(
-        self, manifest: Manifest, fingerprint: Fingerprint | None, samples: Mapping[str, str] | None
+        self, manifest: Manifest, fingerprint: Fingerprint | None, traces: Traces | None
     ) -> Predecessor | None:
-        return predecessor_of(self.store, manifest, fingerprint, samples, self._is_kept)
+        return predecessor_of(self.store, manifest, fingerprint, traces, self._is_kept)
 
     def _is_kept(self, manifest: Manifest) -> bool:
         held = self._ledger.get(manifest.name)

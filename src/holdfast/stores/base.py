@@ -7,11 +7,13 @@ or `..` parts; bytes that are no UTF-8 appear as surrogates, as `os.fsdecode` gi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
+
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,19 @@ class Store(ABC):
             StoreNotFoundError: There is none.
         """
 
+    def chunks(self, key: str, size_bytes: int) -> Generator[memoryview, None, None]:
+        """The bytes of an object in order, for who reads all of it once; each chunk is good until the next is asked for.
+
+        Args:
+            size_bytes: How many there should be; what there is comes, whatever that is.
+
+        Raises:
+            StoreNotFoundError: There is none.
+        """
+        with self.open_read(key) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield memoryview(chunk)
+
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
         """Puts a small object, replacing what was there; a reader sees the old one or the new one, whole.
@@ -194,17 +209,21 @@ class Store(ABC):
             StorageError: Reading ended early, or the write failed (`No space left` …); the partial object is removed.
         """
 
-    def confirm(self, directory: str, sizes: Mapping[str, int]) -> None:
+    def confirm(self, directory: str, sizes: Mapping[str, int]) -> Mapping[str, str]:
         """Looks whether files that were put are there. Nothing where that `put_file` returned is proof enough.
 
         Args:
             directory: Where they are.
             sizes: Their bytes, by their keys below it.
 
+        Returns:
+            What tells each from whatever else may lie there later, by its key, where the store says such (`copy` asks for it).
+
         Raises:
-            StorageUnavailableError: One is not there, or has another size; a listing may know it later.
+            StorageUnavailableError: One is not there; a listing may know it later.
+            StorageError: One has another size.
         """
-        return
+        return {}
 
     @abstractmethod
     def adopt_file(self, key: str, source: str | int) -> bool:
@@ -220,10 +239,16 @@ class Store(ABC):
             StoreExistsError: Something lies at `key`.
         """
 
-    def copy(self, source: str, target: str, size_bytes: int) -> bool:
-        """Has the store itself copy an object of so many bytes, over what lies at `target`; False where that cannot be done.
+    def copy(self, source: str, target: str, size_bytes: int, tag: str) -> bool:
+        """Has the store itself copy an object of so many bytes; False where that cannot be done, and the bytes are to be sent.
 
-        Nothing is raised: who wanted a copy sends the bytes instead. Needs `capabilities.copies`.
+        Needs `capabilities.copies`.
+
+        Args:
+            tag: What `confirm` said of the source: nothing else is copied.
+
+        Raises:
+            StoreExistsError: Something lies at `target`.
         """
         return False
 

@@ -23,7 +23,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from holdfast.stores.object_gate import Gate
+from holdfast.stores.object_gate import Gate, OpenGate
 
 _T = TypeVar("_T")
 # Once the end is to come at once: for all that is on its way, and then for each request that the end still needs.
@@ -70,20 +70,23 @@ class Calls:
 
     def __init__(self, gate: Gate, judge: Callable[[BaseException], Judgement], patience: Patience) -> None:
         self.gate = gate
+        self._open_gate = OpenGate(gate)
         self.judge = judge
         self.patience = patience
         self._until_s: float | None = None
         self._open: set[_Call[Any]] = set()
 
-    def begin(self, request: Callable[[], Awaitable[_T]], *, once: bool = False) -> Future[_T]:
+    def begin(self, request: Callable[[], Awaitable[_T]], *, once: bool = False, bulk: bool = False) -> Future[_T]:
         """Begins a request; cancelling the future breaks it off.
 
         Args:
             request: Called on the loop, again for each try; what it awaits may take long, what it does may not.
             once: It is not tried again here.
+            bulk: It goes through the gate. Records, signs of life above all, never wait for files.
         """
         future: Future[_T] = Future()
-        call = _Call(self, request, 0 if once else self.patience.retries, future)
+        gate = self.gate if bulk else self._open_gate
+        call = _Call(self, gate, request, 0 if once else self.patience.retries, future)
         _process.loop().call_soon_threadsafe(call.begin)
         return future
 
@@ -129,12 +132,20 @@ class _Call(Generic[_T]):
     By callbacks and not as a coroutine: a task, and what limits its time, cost more than most requests.
     """
 
-    __slots__ = ("_began_s", "_calls", "_future", "_pause_s", "_request", "_retries", "_running", "_sent_s")
+    __slots__ = ("_began_s", "_calls", "_future", "_gate", "_pause_s", "_request", "_retries", "_running", "_sent_s")
 
-    def __init__(self, calls: Calls, request: Callable[[], Awaitable[_T]], retries: int, future: Future[_T]) -> None:
+    def __init__(
+        self,
+        calls: Calls,
+        gate: Gate | OpenGate,
+        request: Callable[[], Awaitable[_T]],
+        retries: int,
+        future: Future[_T],
+    ) -> None:
         # None when it is over: it refers to this in its turn, and nothing is to wait for the collector.
         self._future: Future[_T] | None = future
         self._calls = calls
+        self._gate = gate
         self._request = request
         self._retries = retries
         self._running: asyncio.Future[_T] | None = None
@@ -156,23 +167,23 @@ class _Call(Generic[_T]):
             self._end(error=BrokenOffError())
 
     def _enter(self) -> None:
-        self._calls.gate.enter(self._send)
+        self._gate.enter(self._send)
 
     def _send(self) -> None:
         if self._future is None:  # while it waited for its turn
-            self._calls.gate.leave()
+            self._gate.leave()
             return
         self._sent_s = time.monotonic()
         try:
             self._running = asyncio.ensure_future(self._request())
         except BaseException as error:  # noqa: BLE001 - it is for who waits
-            self._calls.gate.leave()
+            self._gate.leave()
             self._end(error=error)
             return
         self._running.add_done_callback(self._answered)
 
     def _answered(self, running: asyncio.Future[_T]) -> None:
-        gate = self._calls.gate
+        gate = self._gate
         self._running = None
         error = None if running.cancelled() else running.exception()
         if self._future is None or running.cancelled():

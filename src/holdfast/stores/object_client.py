@@ -96,7 +96,9 @@ class Client:
                     found = self._handles[resends] = self._connect(resends)
         return found
 
-    def call(self, action: str, name: str, request: Callable[[], Awaitable[_T]], *, once: bool = False) -> _T:
+    def call(
+        self, action: str, name: str, request: Callable[[], Awaitable[_T]], *, once: bool = False, bulk: bool = False
+    ) -> _T:
         """What a request gives; the wait for it can be broken off.
 
         Args:
@@ -104,11 +106,12 @@ class Client:
             name: The object.
             request: Called on the loop of `object_calls`, for each try.
             once: It is not tried again.
+            bulk: It carries bytes of files, and so waits where the store asks for fewer requests.
 
         Raises:
             StorageError: It failed.
         """
-        return self.outcome(action, name, self.calls.begin(request, once=once))
+        return self.outcome(action, name, self.calls.begin(request, once=once, bulk=bulk))
 
     def outcome(self, action: str, name: str, future: Future[_T]) -> _T:
         """Waits for a request that was begun; if the wait is broken off, so is the request.

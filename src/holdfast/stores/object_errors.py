@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from holdfast.errors import (
     StorageAccessError,
     StorageError,
+    StorageInterruptedError,
     StorageUnavailableError,
     StoreExistsError,
     StoreNotFoundError,
@@ -78,8 +79,7 @@ _NO_CONNECTION = (
     "failed to lookup",
     "error trying to connect",
 )
-IGNORED_RANGE = "non-partial response"
-"""What the library says of a server that answers a range with success, but not as a range (rclone's, for one)."""
+_NO_RANGES = ("non-partial response", "Range request not supported")
 _TIMED_OUT = ("TimedOut", "operation timed out", "kind: Timeout")
 
 
@@ -111,6 +111,11 @@ def object_error(
     return kind(f"{text} ({reason})" if reason else text)
 
 
+def has_no_ranges(text: str) -> bool:
+    """Whether the library says that a server answers for a whole object where a part was asked for (rclone's, for one)."""
+    return any(each in text for each in _NO_RANGES)
+
+
 def is_throttled(error: BaseException) -> bool:
     """Whether a server says that requests come too fast."""
     detail = str(error)
@@ -128,7 +133,9 @@ def _judge(
     name: str, detail: str, status: int | None, code: str, service: str, endpoint: str
 ) -> tuple[type[StorageError], str]:
     if name == "BrokenOffError":
-        return StorageError, f"{endpoint} had not answered when the run was to end at once"
+        return StorageInterruptedError, f"{endpoint} had not answered when the run was to end at once"
+    if has_no_ranges(detail):
+        return StorageError, f"{endpoint} does not answer a request for a part of it"
     if any(place in detail for place in _CREDENTIAL_SERVICES):
         return StorageAccessError, _NO_CREDENTIALS.format(variables=_VARIABLES[service])
     if code in _REMEDIES:
@@ -159,8 +166,6 @@ def _judge(
         return StorageError, "this store does not support it"
     if status is not None:
         return StorageError, ""
-    if IGNORED_RANGE in detail:
-        return StorageError, f"{endpoint} does not answer a request for a part of it"
     if any(text in detail for text in _NO_CONNECTION):
         return StorageUnavailableError, f"{endpoint} cannot be reached; check the endpoint, the network and the proxy"
     if any(text in detail for text in _TIMED_OUT):

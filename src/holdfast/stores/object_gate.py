@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 _log = logging.getLogger("holdfast")
 _MOST = 64
+_LEAST = 4.0
 _MORE_PER_ROUND = 0.5
 _TELL_EVERY_S = 60.0
 
@@ -66,7 +67,28 @@ class Gate:
         if sent_s < self._halved_s:
             return
         now_s = self._halved_s = time.monotonic()
-        self._limit = max(1.0, min(self._limit, self._running) / 2)
+        self._limit = max(_LEAST, min(self._limit, max(self._running, 2 * _LEAST)) / 2)
         if now_s - self._told_s > _TELL_EVERY_S:
             self._told_s = now_s
             _log.warning("%s says that requests come too fast; fewer are sent at once until it takes more", self._name)
+
+
+class OpenGate:
+    """Lets everything through, and passes on what it hears."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def enter(self, send: Callable[[], None]) -> None:
+        """Calls `send`."""
+        send()
+
+    def leave(self) -> None:
+        """A request is over."""
+
+    def succeeded(self) -> None:
+        """A request was answered: a record says little of what files may do."""
+
+    def refused(self, sent_s: float) -> None:
+        """A request was told that there are too many."""
+        self._gate.refused(sent_s)

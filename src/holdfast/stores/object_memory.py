@@ -26,15 +26,19 @@ class MemoryBudget:
     def hold(self, num_bytes: int) -> Iterator[None]:
         """Takes bytes for as long as the block runs; waits until they are there."""
         num_bytes = min(num_bytes, self.limit_bytes)
+        self.take(num_bytes)
+        try:
+            yield
+        finally:
+            self.give_back(num_bytes)
+
+    def take(self, num_bytes: int) -> None:
+        """Takes bytes, no more than the limit, when they are there; `give_back` returns them. Only for who has none."""
         with self._freed:
             # Whoever holds some is moving data under the time limits of its client, so this ends.
             while self._used_bytes + num_bytes > self.limit_bytes:
                 self._freed.wait()
             self._used_bytes += num_bytes
-        try:
-            yield
-        finally:
-            self.give_back(num_bytes)
 
     def try_take(self, num_bytes: int) -> bool:
         """Takes bytes if they are there now; `give_back` returns them."""

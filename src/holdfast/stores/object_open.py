@@ -12,7 +12,7 @@ from typing import Any
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreNotFoundError
 from holdfast.stores.object_client import Client
-from holdfast.stores.object_errors import IGNORED_RANGE
+from holdfast.stores.object_errors import has_no_ranges
 from holdfast.stores.object_memory import budget
 from holdfast.stores.object_requests import Piece, fetch, look
 from holdfast.stores.object_stream import ObjectStream
@@ -165,6 +165,7 @@ class ObjectReader(io.BufferedIOBase):
         return self._block.data[position - self._block.start :]
 
     def _load(self, position: int) -> None:
+        self._client.handle()  # in a forked child an error, before anything is waited for that its parent's thread would do
         if position == self._block.end and position:
             # Read on to here: it will go on, so ever larger ranges pay.
             self._next_bytes = min(2 * self._next_bytes, _LARGEST_BYTES)
@@ -192,7 +193,7 @@ class ObjectReader(io.BufferedIOBase):
             if not self._budget.try_take(num_bytes):
                 return
             span = (start, start + num_bytes)
-            future = self._client.calls.begin(functools.partial(fetch, self._client, self._name, span))
+            future = self._client.calls.begin(functools.partial(fetch, self._client, self._name, span), bulk=True)
             self._ahead.append(_Ahead(start, num_bytes, future))
             start += num_bytes
 
@@ -224,7 +225,7 @@ class ObjectReader(io.BufferedIOBase):
                 if found is None:
                     raise
                 if found.size_bytes > _FIRST_BYTES:
-                    if IGNORED_RANGE not in str(error):
+                    if not has_no_ranges(str(error)):
                         raise
                     client.answers_ranges = False
             else:
@@ -240,7 +241,9 @@ class ObjectReader(io.BufferedIOBase):
 
     def _request(self, start: int, num_bytes: int) -> Piece:
         span = (start, start + num_bytes)
-        return self._client.call("read", self._name, functools.partial(fetch, self._client, self._name, span))
+        return self._client.call(
+            "read", self._name, functools.partial(fetch, self._client, self._name, span), bulk=True
+        )
 
     def _checked(self, piece: Piece, num_bytes: int) -> memoryview:
         # Not asked of the server (If-Match): some compare the tag with other quotation marks than they gave.

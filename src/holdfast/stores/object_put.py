@@ -144,22 +144,31 @@ def _settle(client: Client, name: str, nonce: str, size_bytes: int, error: Stora
         raise _exists(client, name) from None
 
 
-def confirm(client: Client, prefix: str, sizes: Mapping[str, int]) -> None:
+def confirm(client: Client, prefix: str, sizes: Mapping[str, int]) -> Mapping[str, str]:
     """Looks whether objects that were put are there: an answer that says "done" is no proof. One request a thousand of them.
 
     Args:
         prefix: Below which they are.
         sizes: Their bytes, by name.
 
+    Returns:
+        Their tags, by name, as far as the service gives such.
+
     Raises:
-        StorageUnavailableError: One is not there, or has another size.
+        StorageUnavailableError: One is not there.
+        StorageError: One has another size.
     """
     missing = dict(sizes)
+    tags = {}
     for page in pages(client, prefix):
         for entry in page:
-            expected = missing.pop(entry.name, entry.size_bytes)
+            expected = missing.pop(entry.name, None)
+            if expected is None:
+                continue
+            if entry.e_tag is not None:
+                tags[entry.name] = entry.e_tag
             if expected != entry.size_bytes:
-                raise StorageUnavailableError(
+                raise StorageError(
                     f"Cannot store {client.place.root}/{entry.name}: {entry.size_bytes} bytes lie there instead of {expected}; "
                     "another program writes there, or something between here and the store alters what it passes on"
                 )
@@ -168,6 +177,7 @@ def confirm(client: Client, prefix: str, sizes: Mapping[str, int]) -> None:
             f"Cannot store {client.place.root}/{min(missing)}: the store said that it has it, and now does not list it"
             + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
         )
+    return tags
 
 
 def _remove(client: Client, name: str) -> None:

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.errors import StorageError, StoreNotFoundError
+from holdfast.errors import (
+    StorageError,
+    StorageInterruptedError,
+    StorageUnavailableError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
 from holdfast.stores.object_client import Client, Resends
 
 # A name that all three services take for user metadata (Azure's must be an identifier).
@@ -32,6 +38,7 @@ class Found:
 
     size_bytes: int
     nonce: str | None
+    e_tag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Listed:
     name: str
     size_bytes: int
     mtime_s: float
+    e_tag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def look(client: Client, name: str) -> Found | None:
     async def ask() -> Found:
         result = await obstore.get_async(handle, name, options={"head": True})
         attributes = {str(each).lower(): str(value) for each, value in result.attributes.items()}
-        return Found(int(result.meta["size"]), attributes.get(NONCE))
+        return Found(int(result.meta["size"]), attributes.get(NONCE), result.meta["e_tag"])
 
     try:
         return client.call("look for", name, ask)
@@ -84,7 +92,7 @@ def get(client: Client, name: str) -> Piece:
         StoreNotFoundError: There is none.
         StorageError: It could not be read.
     """
-    return client.call("read", name, lambda: fetch(client, name))
+    return client.call("read", name, lambda: fetch(client, name), bulk=True)
 
 
 async def fetch(client: Client, name: str, range_bytes: tuple[int, int] | None = None) -> Piece:
@@ -156,6 +164,7 @@ def put(
         name,
         lambda: obstore.put_async(handle, name, data, attributes=attributes, mode=mode, use_multipart=False),
         once=probe,
+        bulk=nonce is not None,
     )
 
 
@@ -188,25 +197,41 @@ def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, 
     client.call("store", name, send, once=True)
 
 
-def copy(client: Client, source: str, target: str, size_bytes: int) -> bool:
-    """Has the service copy an object, over what lies at the target. One request.
+def copy(client: Client, source: str, target: str, size_bytes: int, tag: str) -> bool:
+    """Has the service copy an object. Three requests.
+
+    The copy itself takes no condition. So a look comes before at either end, as for an upload in parts.
+
+    Args:
+        tag: Of the source: another object is not copied.
 
     Returns:
-        Whether that was done; nothing is raised.
+        Whether that was done; else nothing of it is there.
+
+    Raises:
+        StoreExistsError: Something lies at the target.
+        StorageInterruptedError: It may have been done, or be done yet.
     """
     if size_bytes > _MOST_COPIED_BYTES:
         return False
     obstore, handle = client.obstore, client.handle()
+    found = look(client, source)
+    if found is None or found.e_tag != tag or found.size_bytes != size_bytes:
+        return False
+    if look(client, target) is not None:
+        raise StoreExistsError(f"Cannot store {client.place.root}/{target}: something lies there")
     try:
-        client.call("copy to", target, lambda: obstore.copy_async(handle, source, target))
+        client.call("copy to", target, lambda: obstore.copy_async(handle, source, target), bulk=True)
+    except StorageUnavailableError as error:
+        # The answer may have been lost. A copy is known by its source's nonce.
+        _log.debug("the copy to %s failed: %s", target, error)
+        copied = look(client, target)
+        return copied is not None and copied.nonce == found.nonce is not None and copied.size_bytes == size_bytes
+    except StorageInterruptedError:
+        raise
     except StorageError as error:
         _log.debug("the copy to %s failed: %s", target, error)
-        try:
-            # The answer may have been lost.
-            found = look(client, target)
-        except StorageError:
-            return False
-        return found is not None and found.size_bytes == size_bytes
+        return False
     return True
 
 
@@ -229,9 +254,9 @@ def delete_all(client: Client, names: Sequence[str]) -> None:
     Raises:
         StorageError: Some are still there.
     """
-    obstore, handle = client.obstore, client.handle()
+    obstore, handle = client.obstore, client.handle(Resends.ALWAYS)
     try:
-        client.call("delete", names[0], lambda: obstore.delete_async(handle, names))
+        client.call("delete", names[0], lambda: obstore.delete_async(handle, names), once=True)
     except StoreNotFoundError:
         # Where deleting is one request an object, one that is gone already ends the rest.
         for name in names:
@@ -266,9 +291,9 @@ def level(client: Client, prefix: str) -> tuple[list[Listed], set[str]]:
     Raises:
         StorageError: It could not be listed.
     """
-    obstore, handle = client.obstore, client.handle()
+    obstore, handle = client.obstore, client.handle(Resends.ALWAYS)
     found: Mapping[str, Any] = client.call(
-        "list", prefix, lambda: obstore.list_with_delimiter_async(handle, prefix or None)
+        "list", prefix, lambda: obstore.list_with_delimiter_async(handle, prefix or None), once=True
     )
     below = {str(each).rstrip("/") for each in found["common_prefixes"]}
     return [_listed(entry) for entry in found["objects"]], below
@@ -279,4 +304,4 @@ def _resends(probe: bool) -> Resends:
 
 
 def _listed(entry: Mapping[str, Any]) -> Listed:
-    return Listed(str(entry["path"]), int(entry["size"]), entry["last_modified"].timestamp())
+    return Listed(str(entry["path"]), int(entry["size"]), entry["last_modified"].timestamp(), entry["e_tag"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from holdfast.errors import StorageAccessError, StorageError, StorageUnavailableError, StoreExistsError
 from holdfast.stores.base import AppendHandle, Capabilities, Hasher, Store, StoreEntry, StoreLock
 from holdfast.stores.local_write import temporary_name
+from holdfast.stores.object_chunks import WHOLE_BYTES, UnexpectedAnswerError, chunks
 from holdfast.stores.object_client import Client, client_of
 from holdfast.stores.object_keys import key_of, name_of
 from holdfast.stores.object_open import ObjectReader
@@ -129,6 +130,17 @@ class ObjectStore(Store):
         """The object, fetched in ranges as they are read, and ahead of that."""
         return cast("BinaryIO", ObjectReader(self._client, self._name(key)))
 
+    def chunks(self, key: str, size_bytes: int) -> Generator[memoryview, None, None]:
+        """One request for up to 1 MiB, else one for each 8 MiB, four of them at once as far as the budget has memory."""
+        if self._client.answers_ranges or size_bytes <= WHOLE_BYTES:
+            try:
+                yield from chunks(self._client, self._name(key), size_bytes)
+            except UnexpectedAnswerError:
+                pass
+            else:
+                return
+        yield from super().chunks(key, size_bytes)
+
     def write(self, key: str, data: bytes) -> None:
         """One request, which replaces."""
         put(self._client, self._name(key), data, only_new=False, action="write")
@@ -153,17 +165,19 @@ class ObjectStore(Store):
         """Sends small files whole and larger ones in parts; the mode is not kept, and holes are sent as zeros."""
         put_descriptor(self._client, self._name(key), source, size_bytes, hasher)
 
-    def confirm(self, directory: str, sizes: Mapping[str, int]) -> None:
+    def confirm(self, directory: str, sizes: Mapping[str, int]) -> Mapping[str, str]:
         """Lists what lies there: a request a thousand files."""
-        confirm(self._client, self._name(directory), {self._name(f"{directory}/{key}"): n for key, n in sizes.items()})
+        keys = {self._name(f"{directory}/{key}"): key for key in sizes}
+        tags = confirm(self._client, self._name(directory), {name: sizes[key] for name, key in keys.items()})
+        return {keys[name]: tag for name, tag in tags.items()}
 
     def adopt_file(self, key: str, source: str | int) -> bool:
         """False: it has to be sent."""
         return False
 
-    def copy(self, source: str, target: str, size_bytes: int) -> bool:
-        """One request; of objects that are larger than one request copies, none."""
-        return copy(self._client, self._name(source), self._name(target), size_bytes)
+    def copy(self, source: str, target: str, size_bytes: int, tag: str) -> bool:
+        """Three requests; of objects that are larger than one request copies, none."""
+        return copy(self._client, self._name(source), self._name(target), size_bytes, tag)
 
     def put_symlink(self, key: str, target: str) -> None:
         """Does nothing."""

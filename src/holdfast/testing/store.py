@@ -327,18 +327,35 @@ class StoreContract:
         store.confirm("c", sizes)
         if type(store).confirm is not Store.confirm:
             expect(StorageUnavailableError, lambda: store.confirm("c", {**sizes, "other": 1}))
-            expect(StorageUnavailableError, lambda: store.confirm("c", {**sizes, "d/1": 11}))
+            expect(StorageError, lambda: store.confirm("c", {**sizes, "d/1": 11}))
 
-    def test_a_copy_has_the_bytes_and_replaces(self, tmp_path: Path) -> None:
+    def test_chunks_are_all_of_an_object_whatever_was_expected(self, tmp_path: Path) -> None:
+        store = self.make_store(tmp_path)
+        for size_bytes in (0, 5, (9 << 20) + 1):
+            data = os.urandom(size_bytes)
+            put(store, f"c/{size_bytes}", tmp_path, data)
+            for expected in (size_bytes, 7, 12 << 20):
+                found = b"".join(bytes(chunk) for chunk in store.chunks(f"c/{size_bytes}", expected))
+                assert found == data
+        for expected in (5, 5 << 20):
+            expect(StoreNotFoundError, lambda: list(store.chunks("c/nothing", expected)))  # noqa: B023
+        given = store.chunks(f"c/{(9 << 20) + 1}", (9 << 20) + 1)
+        assert len(next(given)) > 0
+        del given
+
+    def test_a_copy_has_the_bytes_of_what_was_confirmed_and_replaces_nothing(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)
         put(store, "c/a b ü %", tmp_path, b"data")
-        put(store, "d/e", tmp_path, b"longer than that")
-        if not store.capabilities.copies:
-            assert not store.copy("c/a b ü %", "d/e", 4)
+        tag = store.confirm("c", {"a b ü %": 4}).get("a b ü %")
+        if not store.capabilities.copies or tag is None:
+            assert not store.copy("c/a b ü %", "d/e", 4, "")
             return
-        assert store.copy("c/a b ü %", "d/e", 4)
+        assert store.copy("c/a b ü %", "d/e", 4, tag)
         assert store.read("d/e") == store.read("c/a b ü %") == b"data"
-        assert not store.copy("c/nothing", "d/f", 4)
+        expect(StoreExistsError, lambda: store.copy("c/a b ü %", "d/e", 4, tag))
+        assert not store.copy("c/nothing", "d/f", 4, tag)
+        store.write("c/a b ü %", b"DATA")
+        assert not store.copy("c/a b ü %", "d/f", 4, tag)
         assert not store.exists("d/f")
 
     def test_sync_takes_files_links_and_directories(self, tmp_path: Path) -> None:
