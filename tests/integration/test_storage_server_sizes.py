@@ -47,7 +47,8 @@ def test_an_object_larger_than_any_single_request_may_be(request, monkeypatch, t
     server = request.getfixturevalue(fixture)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    store = open_store(server.url(server.make_bucket(), "run"))
+    # To complete the upload, rclone's server copies all of it: that may take longer than a request usually does.
+    store = open_store(server.url(server.make_bucket(), "run", request_timeout="300"))
     source = tmp_path / "large"
     with source.open("wb") as file:
         for position in (0, 5 << 30, LARGE_BYTES - 4096):
