@@ -233,12 +233,12 @@ class Checkpoint:
         Raises:
             StoreNotFoundError: There is no such checkpoint.
         """
-        self._require()
         try:
             manifest = self._manifest()
         except FormatError as error:
             return [Damage(layout.MANIFEST, f"unreadable: {error}")]
         if manifest is None:
+            self._require()
             reason = "missing: this directory was not committed by a report, so there are no digests to compare with"
             return [Damage(layout.MANIFEST, reason, is_certain=False)]
         return find_damage(self._store, "", manifest) + find_unchecked(manifest)
@@ -290,9 +290,9 @@ class Checkpoint:
 
     def _require(self) -> None:
         local = self._store.local_path()
-        if local is not None and not os.path.isdir(local):
+        if not (os.path.isdir(local) if local is not None else self._store.exists("")):
             raise StoreNotFoundError(
-                f"There is no checkpoint at {str(local)!r}; it was deleted (by retention?), or the path is wrong"
+                f"There is no checkpoint at {self.path!r}; it was deleted (by retention?), or the path is wrong"
             )
 
     def _manifest(self) -> Manifest | None:

@@ -461,3 +461,45 @@ def test_a_killed_driver_leaves_no_half_of_a_pending_checkpoint(tmp_path):
     assert kept(tmp_path) == []
     assert run(lambda config: train.get_checkpoint(), tmp_path, workers=1).return_value is None
     assert not [name for name in os.listdir(tmp_path / "run") if "partial" in name]
+
+
+def outcomes_of_one_that_has_none(config):
+    """Rank 1 comes late, and hands over nothing: the outcome comes right behind its answer."""
+    rank = train.get_context().get_world_rank()
+    for number in range(30):
+        time.sleep(0.01 * rank)
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "f").write_text("x")
+            checkpoint = Checkpoint(directory) if rank == 0 and config["files"] else None
+            pending = train.report({"n": number}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            assert (pending.result(10) is not None) == config["files"]
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_no_outcome_is_lost_where_a_rank_hands_over_nothing(tmp_path, files):
+    DataParallelTrainer(
+        outcomes_of_one_that_has_none,
+        train_loop_config={"files": files},
+        scaling_config=train.ScalingConfig(num_workers=2),
+        run_config=train.RunConfig(name="run", storage_path=str(tmp_path), progress="quiet"),
+    ).fit()
+
+
+def test_a_failure_that_is_only_warned_of_is_no_error_of_a_rank_that_comes_late(gate, tmp_path):
+    def loop():
+        if train.get_context().get_world_rank() == 0:
+            source = tmp_path / "source"
+            source.mkdir()
+            (source / "f").write_bytes(b"x" * 1000)
+            train.report({}, Checkpoint(source), checkpoint_upload_mode=ASYNC)
+            (source / "f").write_bytes(b"y" * 2000)
+            gate.touch()
+            return
+        while not gate.exists():
+            time.sleep(0.01)
+        time.sleep(1)
+        pending = train.report({}, checkpoint_upload_mode=ASYNC)
+        with pytest.raises(train.ShardModifiedError):
+            pending.result(10)
+
+    run(loop, tmp_path, workers=2, on_upload_error="warn")

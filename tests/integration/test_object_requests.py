@@ -16,10 +16,14 @@ import pytest
 
 import holdfast as train
 from holdfast.errors import StorageError
+from holdfast.persistence import layout
+from holdfast.persistence.checkpoint_writer import CheckpointWriter
+from holdfast.persistence.staging import stage
+from holdfast.persistence.writer import RunWriter
 from holdfast.stores import Store, open_store
 from holdfast.stores.object_store import ObjectStore
 from holdfast.testing.store import put
-from support.runs import open_run, report
+from support.runs import open_run, report, write_files
 from support.s3_proxy import SLOW_DOWN, Fault, Proxy, running_proxy
 from support.s3_server import KEYS, S3Server, running_server
 
@@ -351,3 +355,103 @@ def test_a_copy_of_what_retention_has_let_go_of_meanwhile_is_not_believed(
         run.close()
     with run.store_of("checkpoint_000002").open_read("frozen") as file:
         assert file.read() == frozen["frozen"]
+
+
+def begin(run: RunWriter, tmp_path: Path, files: dict[str, bytes], report_index: int) -> CheckpointWriter:
+    write_files(tmp_path / "source", files)
+    return run.begin_checkpoint(layout.checkpoint_name(report_index), report_index)
+
+
+def test_a_manifest_that_comes_late_finds_its_files(
+    server: S3Server, store: Store, proxy: Proxy, bucket: str, tmp_path: Path
+) -> None:
+    run = open_run(store)
+    report(run, tmp_path, {"f": b"one"})
+    checkpoint = begin(run, tmp_path, {"f": b"two"}, 2)
+    receipt = checkpoint.store_shard(stage(tmp_path / "source", 0)).result(SOON_S)
+    go_on = threading.Event()
+    held = proxy.fail(Fault("PUT", "checkpoint_000002/.manifest", waits_for=go_on))
+    with ThreadPoolExecutor(1) as pool:
+        committing = pool.submit(checkpoint.commit, [receipt], metrics=b"{}", world_size=1, attempt=1)
+        while held.times:
+            time.sleep(0.01)
+        store.hurry()
+        with pytest.raises(train.StorageInterruptedError):
+            committing.result(SOON_S)
+    checkpoint.abort()
+    run.close()
+    store.hurry(on=False)
+    go_on.set()
+    found = train.Run(server.url(bucket, "run"))
+    deadline_s = time.monotonic() + SOON_S
+    while len(found.checkpoints) < 2:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert not any(found.verify().values())
+
+
+def test_a_file_that_comes_late_blocks_nobody(
+    server: S3Server, store: Store, proxy: Proxy, bucket: str, tmp_path: Path
+) -> None:
+    run = open_run(store)
+    report(run, tmp_path, {"f": b"one"})
+    checkpoint = begin(run, tmp_path, {"f": b"two"}, 2)
+    go_on = threading.Event()
+    held = proxy.fail(Fault("PUT", "checkpoint_000002/f", waits_for=go_on))
+    storing = checkpoint.store_shard(stage(tmp_path / "source", 0))
+    while held.times:
+        time.sleep(0.01)
+    store.hurry()
+    with pytest.raises(train.StorageInterruptedError):
+        storing.result(SOON_S)
+    checkpoint.abort()
+    run.close()
+    store.hurry(on=False)
+    go_on.set()
+    behind = open_store(server.url(bucket, "run"))
+    deadline_s = time.monotonic() + SOON_S
+    while not behind.exists("checkpoint_000002/f"):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    again = open_run(behind)
+    try:
+        assert report(again, tmp_path, {"f": b"three"}, index=2).name == "checkpoint_000002"
+    finally:
+        again.close()
+    assert not any(train.Run(server.url(bucket, "run")).verify().values())
+
+
+def test_signs_of_life_do_not_wait_for_files(store: Store, proxy: Proxy, tmp_path: Path) -> None:
+    store.write("key", b"data")
+    go_on = threading.Event()
+    for _ in range(5):
+        proxy.fail(Fault("PUT", "/c/", answers=SLOW_DOWN))
+    proxy.fail(Fault("PUT", "/c/", times=-1, waits_for=go_on))
+    source = tmp_path / "source"
+    source.write_bytes(b"data")
+    with ThreadPoolExecutor(20) as pool:
+        storing = [pool.submit(put, store, f"c/{number}", tmp_path, None, source=source) for number in range(20)]
+        time.sleep(1.0)
+        begin_s = time.monotonic()
+        store.write("heartbeat", b"alive")
+        assert time.monotonic() - begin_s < 2
+        go_on.set()
+        for each in storing:
+            each.result(60)
+
+
+def test_an_environment_that_changes_counts_for_the_next_run(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = server.make_bucket()
+    store = open_store(f"s3://{bucket}/run?max_retries=0")
+    with pytest.raises(StorageError):
+        store.write("key", b"data")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    open_store(f"s3://{bucket}/run?max_retries=0").write("key", b"data")
+    assert open_store(server.url(bucket, "run")).read("key") == b"data"
+
+
+def test_a_checkpoint_that_does_not_exist_is_said_as_on_a_disk(server: S3Server, bucket: str) -> None:
+    checkpoint = train.Checkpoint(server.url(bucket, "run/none"))
+    for ask in (checkpoint.files, checkpoint.verify, checkpoint.get_metadata):
+        with pytest.raises(train.StoreNotFoundError, match="There is no checkpoint at"):
+            ask()

@@ -283,6 +283,10 @@ class Attempt:
         if self.ends.ending is not None and not meeting.promised:
             meeting.refusal = meeting.refusal or self.ends.ending
         if meeting.refusal is not None:
+            if meeting.told_failure and isinstance(question, protocol.ReportCall) and not question.waits:
+                # It has returned on other ranks, and its failure is only to be warned of: so it returns here.
+                meeting.promised.add(rank)
+                self._answer(meeting, [rank], protocol.frame(protocol.Proceed(latest=meeting.latest)))
             self._refuse(meeting, meeting.refusal)
             return None
         return meeting
@@ -349,6 +353,7 @@ class Attempt:
         for rank in told:
             self._tell(rank, protocol.Settled(_report(meeting, rank).index, None, refusal.kind, refusal.text))
         if told:
+            meeting.told_failure = not self._limits.raises_upload_errors and self.ends.ending is None
             self._upload_failed(told[0], _report(meeting, told[0]).index, refusal)
         if meeting.complete:
             self._meetings.close(meeting)

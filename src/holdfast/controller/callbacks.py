@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.checkpoint import Checkpoint
+from holdfast.persistence.right_of_way import as_usual
 
 logger = logging.getLogger("holdfast")
 
@@ -52,8 +53,9 @@ class UserCallback:
 
 def call_all(callbacks: Sequence[UserCallback], call: Callable[[UserCallback], None]) -> None:
     """Calls one hook of every callback; the user's errors stay the user's."""
-    for callback in callbacks:
-        try:
-            call(callback)
-        except Exception:
-            logger.exception("a callback failed; training goes on: %s", type(callback).__qualname__)
+    with as_usual():  # it may start programs
+        for callback in callbacks:
+            try:
+                call(callback)
+            except Exception:
+                logger.exception("a callback failed; training goes on: %s", type(callback).__qualname__)

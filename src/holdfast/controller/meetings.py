@@ -46,6 +46,7 @@ class Meeting:
         promised: Those of them that had it before the checkpoint was committed; they are still to be told of its end.
         latest: The checkpoint that every rank takes for the latest after this call, where that is news.
         logged: Whether it is in the metrics log.
+        told_failure: It has returned on some ranks, and that it failed is only to be warned of.
     """
 
     ordinal: int
@@ -58,6 +59,7 @@ class Meeting:
     promised: set[int] = field(default_factory=set)
     latest: str | None = None
     logged: bool = False
+    told_failure: bool = False
 
     @property
     def complete(self) -> bool:

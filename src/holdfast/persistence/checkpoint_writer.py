@@ -18,6 +18,9 @@ from holdfast.errors import (
     RunInUseError,
     ShardModifiedError,
     StorageError,
+    StorageInterruptedError,
+    StorageUnavailableError,
+    StoreExistsError,
 )
 from holdfast.persistence import layout
 from holdfast.persistence.commit import commit, files_of, make_durable, place_of
@@ -101,6 +104,7 @@ class CheckpointWriter:
         self._kept: KeptFiles | None = None
         self._traces = Traces()
         self._claimed: Future[None] | None = None
+        self._may_exist = False
         self._ended = False
 
     def store_shard(
@@ -216,7 +220,6 @@ class CheckpointWriter:
                     f"checkpoint {self.name!r} of report {self.report} has no file; write something into the directory "
                     "on at least one rank, or report without a checkpoint"
                 )
-            strict = self._owner.strict
 
             def step() -> CommittedCheckpoint:
                 self._owner.check_lease()
@@ -226,7 +229,7 @@ class CheckpointWriter:
                     # Dying on the next line leaves a note of a checkpoint that does not exist, which nobody reads. Noted
                     # after the commit, the wish could be lost although `report` has returned.
                     self._owner.expect_validation(committed_of(manifest))
-                return commit(self._store, partial=self._place, manifest=manifest, metadata=metadata, strict=strict)
+                return self._commit(manifest, metadata)
 
             # Safe to repeat: what is there already is written anew, and a rename whose answer was lost is found done.
             committed = retried(step, f"The commit of checkpoint {self.name!r}", RetryPolicy())
@@ -254,11 +257,30 @@ class CheckpointWriter:
             if unfinished:
                 # What they bring may come at any moment, so nothing else may take the name.
                 _log.warning("checkpoint %s was given up while %d uploads still hang", self.name, len(unfinished))
+            if self._may_exist:
+                # Without its files a manifest that comes late would be a damaged checkpoint. The mark stays, too: by it the next
+                # start knows what to do with files that have no manifest. The name stays taken until then.
+                _log.warning(
+                    "checkpoint %s may have been committed nevertheless: the store had not said when it was given up",
+                    self.name,
+                )
+                return
             # What was registered in place is the user's own, and stays.
             if self._in_place is False and self._is_claimed():
-                self._remove_stored()
+                self._remove_stored(may_grow=self._place == self.name and any(map(_may_come_late, self._futures)))
             if not unfinished:
                 self._owner.given_up(self.name)
+
+    def _commit(self, manifest: Manifest, metadata: str | None) -> CommittedCheckpoint:
+        self._may_exist = False
+        try:
+            return commit(
+                self._store, partial=self._place, manifest=manifest, metadata=metadata, strict=self._owner.strict
+            )
+        except (StorageUnavailableError, StorageInterruptedError):
+            # The manifest may be there, or come yet.
+            self._may_exist = self._place == self.name
+            raise
 
     def _claim(self) -> None:
         self._owner.claim(self.name)
@@ -270,14 +292,23 @@ class CheckpointWriter:
         claimed = self._claimed
         return claimed is None or (claimed.done() and not claimed.cancelled() and claimed.exception() is None)
 
-    def _remove_stored(self) -> None:
+    def _remove_stored(self, *, may_grow: bool) -> None:
+        """Removes what lies there.
+
+        Args:
+            may_grow: More may come, of a request that was given up. Then the mark stays, for the next start, and this is done again
+                when the name is needed, and at the end.
+        """
         try:
             # Where files lie at their final place, a driver that took over may be using the same name.
             self._owner.check_lease()
         except (RunInUseError, StorageError) as error:
             _log.warning("the remains of checkpoint %s are left where they are: %s", self.name, error)
             return
-        for key in [self._place] + ([layout.pending_key(self.name)] if self._place == self.name else []):
+        if may_grow:
+            self._owner.remember_litter(self._place)
+        marks = [layout.pending_key(self.name)] if self._place == self.name and not may_grow else []
+        for key in [self._place, *marks]:
             try:
                 # Dying on the next line leaves the rest of a hidden directory, which the next start collects.
                 self._store.delete_tree(key)
@@ -359,3 +390,9 @@ class CheckpointWriter:
             _log.warning("checkpoint %s will be fetched by a restart: %s", self.name, error)
         if failure is not None:
             raise failure
+
+
+def _may_come_late(future: Future[ShardReceipt]) -> bool:
+    """Whether a request may have been given up, of which nobody knows what became."""
+    error = future.exception() if future.done() and not future.cancelled() else None
+    return isinstance(error, StorageError) and not isinstance(error, StoreExistsError)

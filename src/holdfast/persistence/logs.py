@@ -14,6 +14,7 @@ import time
 
 from holdfast.errors import StorageError
 from holdfast.stores.base import AppendHandle, Store
+from holdfast.stores.local_copy import read_exactly
 
 _LOG = logging.getLogger("holdfast")
 _FIRST_PAUSE_S = 5.0
@@ -55,15 +56,17 @@ class Logs:
         return log
 
     def close(self) -> None:
-        """Sends what has not been sent; not for long, for the training itself is over and saved."""
+        """Sends what has not been sent; not for long, for the training itself is over and saved. Safe to repeat."""
         with self._changed:
             self._closed = True
             for log in self._open:
                 log.close()
-            thread = self._thread
+            thread, self._thread = self._thread, None
             self._changed.notify_all()
         if thread is not None:
             thread.join(_CLOSE_S)
+            if thread.is_alive():
+                _LOG.warning("the last lines of what was printed could not be kept in %s in time", self._store.url)
 
     def _send(self) -> None:
         while True:
@@ -97,11 +100,16 @@ class _GatheredLog:
     def write(self, data: bytes) -> None:
         """Adds lines; it never waits for the store."""
         with self._changed:
+            if self._ended:
+                return
             try:
-                os.write(self._file, data)
+                view = memoryview(data)
+                while view:
+                    num_bytes = os.write(self._file, view)
+                    view = view[num_bytes:]
+                    self._size_bytes += num_bytes
             except OSError as error:
                 raise StorageError(f"Cannot keep the log {self._key!r}: {os.strerror(error.errno or 0)}") from error
-            self._size_bytes += len(data)
 
     def close(self) -> None:
         """Nothing more comes; the rest is sent behind."""
@@ -124,33 +132,44 @@ class _GatheredLog:
     def send(self) -> None:
         """Puts what there is, over what was put before."""
         with self._changed:
-            num_bytes, was_ended = self._size_bytes, self._ended
-        # What has been written does not change any more.
-        data = os.pread(self._file, num_bytes, 0)
+            num_bytes, was_ended = min(self._size_bytes, _LARGEST_BYTES), self._ended
         is_sent = True
         try:
+            # What has been written does not change any more.
+            data = read_exactly(self._file, 0, num_bytes)
             # Dying on the next line leaves the log as it was sent before.
             self._store.write(f"{self._key}.{self._part}" if self._part else self._key, data)
-        except StorageError as error:
+        except (StorageError, OSError) as error:
             is_sent = False
             if not self._is_told:
                 self._is_told = True
                 _LOG.warning("the log %s could not be kept in the run: %s", self._key, error)
         with self._changed:
             self._next_s = time.monotonic() + max(_FIRST_PAUSE_S, num_bytes / _BYTES_PER_S)
-            # One that has ended is not tried again: nobody waits for it.
-            if is_sent or was_ended:
+            if is_sent and num_bytes == _LARGEST_BYTES:
+                self._begin_part()
+            elif is_sent:
                 self._sent_bytes = num_bytes
-            if is_sent and num_bytes >= _LARGEST_BYTES:
-                self._begin_part(num_bytes)
+            elif was_ended:  # it is not tried again: nobody waits for it
+                self._sent_bytes = self._size_bytes
 
-    def _begin_part(self, num_bytes: int) -> None:
-        rest = os.pread(self._file, self._size_bytes - num_bytes, num_bytes)
-        os.ftruncate(self._file, 0)
-        os.lseek(self._file, 0, os.SEEK_SET)
-        os.write(self._file, rest)
+    def _begin_part(self) -> None:
+        """Goes on with what the object that is full does not hold."""
+        try:
+            file = _nameless(self._key)
+            copied_bytes = 0
+            while left_bytes := self._size_bytes - _LARGEST_BYTES - copied_bytes:
+                data = read_exactly(self._file, _LARGEST_BYTES + copied_bytes, min(left_bytes, _LARGEST_BYTES))
+                copied_bytes += os.write(file, data)
+        except (OSError, StorageError) as error:
+            _LOG.warning("the log %s is kept no further: %s", self._key, error)
+            self._ended = True
+            self._sent_bytes = self._size_bytes
+            return
+        os.close(self._file)
+        self._file = file
         self._part += 1
-        self._size_bytes, self._sent_bytes = len(rest), 0
+        self._size_bytes, self._sent_bytes = copied_bytes, 0
 
 
 def append_text(store: Store, key: str, text: str) -> None:

@@ -89,11 +89,12 @@ class Retries:
         return not self._stop.wait(wait_s)
 
 
-def retried(operation: Callable[[], T], what: str, policy: RetryPolicy) -> T:
+def retried(operation: Callable[[], T], what: str, policy: RetryPolicy, stop: threading.Event | None = None) -> T:
     """Does something that is safe to repeat until it succeeds, or fails for good.
 
     Args:
         what: What it does, as the log calls it.
+        stop: Once it is set, a failure is the last.
 
     Raises:
         StorageError: As `operation` does, at last.
@@ -103,7 +104,7 @@ def retried(operation: Callable[[], T], what: str, policy: RetryPolicy) -> T:
         try:
             return operation()
         except StorageError as error:
-            retries = retries or Retries(policy, threading.Event())
+            retries = retries or Retries(policy, stop or threading.Event())
             if not retries.wait_after(error, what):
                 raise
 

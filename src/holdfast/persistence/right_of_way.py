@@ -46,7 +46,7 @@ def never_preempting() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_usual() -> Iterator[None]:
-    """A process that is started in the block is as it would be outside of `never_preempting`."""
+    """A process or thread that is started in the block is as it would be outside of `never_preempting`."""
     policy = _before.policy
     if policy is None:
         yield

@@ -16,7 +16,7 @@ from holdfast.persistence.file_systems import shows_removed_files
 from holdfast.persistence.known_digests import KnownDigests
 from holdfast.persistence.listing import list_files
 from holdfast.persistence.predecessor import Predecessor, Traces
-from holdfast.persistence.retry import RetryPolicy
+from holdfast.persistence.retry import RetryPolicy, retried
 from holdfast.persistence.right_of_way import give_way
 from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
 from holdfast.persistence.staging import stage
@@ -112,6 +112,8 @@ class Uploader:
         return self._run(staged, store, prefix, register_file, None)
 
     def _register_remote(self, shard: StagedShard, place: Store) -> Future[ShardReceipt]:
+        future = ShardFuture()
+
         def look() -> ShardReceipt:
             files = [msgspec.structs.replace(file, rank=shard.rank) for file in list_files(place)]
             try:
@@ -120,10 +122,17 @@ class Uploader:
                 metadata = None
             return ShardReceipt(rank=shard.rank, files=tuple(files), metadata=metadata)
 
+        def run() -> None:
+            try:
+                future.set_result(retried(look, f"Listing {place.url!r}", self._retry, future.stop_event))
+            except BaseException as error:  # noqa: BLE001 - carried by the future
+                future.set_exception(error)
+
         with self._guard:
             if self._is_closed:
                 return _refused(StorageError("The upload did not begin: the run is being closed"))
-            return self._pool.submit(look)
+            self._pool.submit(run)
+        return future
 
     def close(self) -> None:
         """Stops what is on its way, and waits for the threads; safe to repeat."""

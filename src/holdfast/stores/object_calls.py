@@ -263,7 +263,7 @@ class _Process:
 
     def stop(self) -> None:
         """Ends the thread, for an interpreter that is about to end must not find it in the middle of something."""
-        loop, thread = self.running, self._thread
+        loop, thread, self.running = self.running, self._thread, None
         if loop is not None and thread is not None and thread.is_alive():
             loop.call_soon_threadsafe(self._give_up, loop)
             thread.join(_STOP_S)

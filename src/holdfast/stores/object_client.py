@@ -39,6 +39,7 @@ _CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "http": "HTTP
 _SERVICES = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Storage"}
 # What the library calls an option that has another name here.
 _NAMES = {"gs": {"endpoint": "base_url"}}
+_PREFIXES = ("AWS_", "GOOGLE_", "AZURE_")
 _T = TypeVar("_T")
 
 
@@ -56,6 +57,7 @@ class Client:
     Attributes:
         place: Where it is.
         exclusive: Whether `create` never overwrites; taken for true until a probe has shown otherwise.
+        keeps_nonces: Whether an object keeps what its write was called; taken for true until a probe has shown otherwise.
         answers_ranges: Whether a part of an object can be asked for; taken for true until an answer has shown otherwise.
         calls: What is on its way.
     """
@@ -63,6 +65,7 @@ class Client:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.exclusive = True
+        self.keeps_nonces = True
         self.answers_ranges = True
         self.calls = self._make_calls()
         self._handles: dict[Resends, Any] = {}
@@ -281,16 +284,18 @@ class _Process:
     """What this process has done with object stores."""
 
     def __init__(self) -> None:
-        self._clients: dict[Place, Client] = {}
+        self._clients: dict[tuple[Place, tuple[tuple[str, str], ...]], Client] = {}
         self._lock = threading.Lock()
         self._used = False
         self._parent = 0
 
     def client(self, place: Place) -> Client:
         with self._lock:
-            found = self._clients.get(place)
+            # What the environment says may change from one run of a notebook to the next.
+            key = place, tuple(sorted((name, os.environ[name]) for name in os.environ if name.startswith(_PREFIXES)))
+            found = self._clients.get(key)
             if found is None:
-                found = self._clients[place] = Client(place)
+                found = self._clients[key] = Client(place)
             return found
 
     def enter(self, root: str) -> None:
@@ -321,5 +326,5 @@ os.register_at_fork(after_in_child=_process.forked)
 
 
 def client_of(place: Place) -> Client:
-    """This process's client for a place; the same for all who ask."""
+    """This process's client for a place; the same for all who ask while the environment is the same."""
     return _process.client(place)

@@ -104,7 +104,9 @@ def object_error(
         # The library asks by PROPFIND, as WebDAV has it.
         kind, remedy = (
             StorageError,
-            "a web server does not say what a directory holds; give the URL of a checkpoint, not of a run",
+            (
+                "no checkpoint's manifest lies there, and a web server does not say what a directory holds; give the URL of a checkpoint"
+            ),
         )
     reason = _hidden(_reason(detail, status, code), secrets)
     text = f"Cannot {action} {url!r}: {remedy}" if remedy else f"Cannot {action} {url!r}"

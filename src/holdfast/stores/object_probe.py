@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import secrets
 
 from holdfast.errors import StorageError, StoreExistsError
 from holdfast.stores.object_client import Client
-from holdfast.stores.object_requests import delete, pages, put
+from holdfast.stores.object_requests import delete, look, pages, put
 
 _log = logging.getLogger("holdfast")
 
@@ -22,7 +23,10 @@ def probe(client: Client, name: str, prefix: str) -> None:
         StorageAccessError: There is no such bucket, a right is missing, or the credentials or the region are wrong.
         StorageUnavailableError: The endpoint cannot be reached.
     """
-    is_exclusive = _create(client, name)
+    nonce = secrets.token_hex(16)
+    is_exclusive = _create(client, name, nonce)
+    found = look(client, name, probe=True)
+    client.keeps_nonces = found is not None and found.nonce == nonce
     next(pages(client, prefix, size=1, probe=True), None)
     delete(client, name, action="delete from", probe=True)
     if client.exclusive and not is_exclusive:
@@ -34,20 +38,20 @@ def probe(client: Client, name: str, prefix: str) -> None:
     client.exclusive = is_exclusive
 
 
-def _create(client: Client, name: str) -> bool:
+def _create(client: Client, name: str, nonce: str) -> bool:
     """Creates the object, twice if it can be; whether the second time was refused."""
     try:
-        put(client, name, b"holdfast", only_new=True, action="write to", probe=True)
+        put(client, name, b"holdfast", only_new=True, action="write to", nonce=nonce, probe=True)
     except StoreExistsError:
         return True  # it was sent again for want of an answer, and has met itself
     except StorageError as error:
         if type(error) is not StorageError:
             raise
         # A server that refuses conditions instead of ignoring them may still take a plain write.
-        put(client, name, b"holdfast", only_new=False, action="write to", probe=True)
+        put(client, name, b"holdfast", only_new=False, action="write to", nonce=nonce, probe=True)
         return False
     try:
-        put(client, name, b"again", only_new=True, action="write to", probe=True)
+        put(client, name, b"again", only_new=True, action="write to", nonce=nonce, probe=True)
     except StoreExistsError:
         return True
     return False

@@ -140,7 +140,8 @@ def _settle(client: Client, name: str, nonce: str, size_bytes: int, error: Stora
                 f"Cannot store {client.place.root}/{name}: it was taken away while it was being written; try again"
             ) from None
         raise error
-    if found.nonce not in (nonce, None) or found.size_bytes != size_bytes:
+    is_ours = found.nonce == nonce or not client.keeps_nonces
+    if not is_ours or found.size_bytes != size_bytes:
         raise _exists(client, name) from None
 
 

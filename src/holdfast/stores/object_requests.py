@@ -66,13 +66,13 @@ class Piece:
     e_tag: str | None
 
 
-def look(client: Client, name: str) -> Found | None:
+def look(client: Client, name: str, *, probe: bool = False) -> Found | None:
     """What lies at a name; None for nothing. One request.
 
     Raises:
         StorageError: The store did not say.
     """
-    obstore, handle = client.obstore, client.handle()
+    obstore, handle = client.obstore, client.handle(_resends(probe))
 
     async def ask() -> Found:
         result = await obstore.get_async(handle, name, options={"head": True})
@@ -80,7 +80,7 @@ def look(client: Client, name: str) -> Found | None:
         return Found(int(result.meta["size"]), attributes.get(NONCE), result.meta["e_tag"])
 
     try:
-        return client.call("look for", name, ask)
+        return client.call("look for", name, ask, once=probe)
     except StoreNotFoundError:
         return None
 
@@ -277,7 +277,7 @@ def pages(
         nonlocal stream
         if stream is None:
             # On the loop, where alone it can be waited for.
-            handle = client.handle(Resends.SOON_OVER if probe else Resends.ALWAYS)
+            handle = client.handle(_of_many(client, probe))
             stream = client.obstore.list(handle, prefix or None, chunk_size=size)
         return await anext(stream, None)
 
@@ -291,7 +291,7 @@ def level(client: Client, prefix: str) -> tuple[list[Listed], set[str]]:
     Raises:
         StorageError: It could not be listed.
     """
-    obstore, handle = client.obstore, client.handle(Resends.ALWAYS)
+    obstore, handle = client.obstore, client.handle(_of_many(client, probe=False))
     found: Mapping[str, Any] = client.call(
         "list", prefix, lambda: obstore.list_with_delimiter_async(handle, prefix or None), once=True
     )
@@ -301,6 +301,12 @@ def level(client: Client, prefix: str) -> tuple[list[Listed], set[str]]:
 
 def _resends(probe: bool) -> Resends:
     return Resends.SOON_OVER if probe else Resends.NEVER
+
+
+def _of_many(client: Client, probe: bool) -> Resends:
+    if client.place.service == "http":  # hardly any web server lists
+        return Resends.NEVER
+    return Resends.SOON_OVER if probe else Resends.ALWAYS
 
 
 def _listed(entry: Mapping[str, Any]) -> Listed:

@@ -90,6 +90,7 @@ _VARIABLES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "az": {"endpoint": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")},
     "http": {},
 }
+_ENDPOINT = re.compile(r"^https?://[^\s/?#!]+(/\S*)?$", re.IGNORECASE)
 _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 _SWITCHES = frozenset({"allow_http", "skip_signature", "virtual_hosted_style_request"})
 _NUMBER = re.compile(r"\d+(\.\d+)?")
@@ -168,7 +169,8 @@ def parse_url(url: str, given: Mapping[str, Any] | None = None) -> tuple[Place, 
     pairs = [(*pair, repr(shown_url(url))) for pair in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
     pairs += [(*pair, "storage_options") for pair in pairs_of(service, given or {})]
     options.update(_read_options(service, pairs))
-    prefix = "/".join(part for part in parts.path.split("/") if part)
+    path = urllib.parse.unquote(parts.path) if service == "http" else parts.path
+    prefix = "/".join(part for part in path.split("/") if part)
     return Place(service, bucket, root, tuple(sorted(options.items()))), prefix
 
 
@@ -192,6 +194,10 @@ def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[s
     endpoint = options.get("endpoint")
     if endpoint is not None and "://" not in endpoint:
         options["endpoint"] = f"{scheme or 'https'}://{endpoint}"
+    if "endpoint" in options and not _ENDPOINT.match(options["endpoint"]):
+        raise ConfigurationError(
+            f"the endpoint {shown_url(options['endpoint'])!r} is no URL; write it as http://host:port or https://host"
+        )
     # Whoever writes http:// means it.
     if options.get("endpoint", "").startswith("http://"):
         options.setdefault("allow_http", "true")
@@ -200,9 +206,9 @@ def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[s
 
 def _check(name: str, value: str, where: str) -> None:
     if name in _SWITCHES and value.lower() not in _TRUE | _FALSE:
-        raise ConfigurationError(f"{where}: {name} must be true or false")
+        raise ConfigurationError(f"{where}: {name} must be true or false, not {value!r}")
     if name in CLIENT_OPTIONS - _SWITCHES and not _NUMBER.fullmatch(value):
-        raise ConfigurationError(f"{where}: {name} must be a number")
+        raise ConfigurationError(f"{where}: {name} must be a number that is not negative, not {value!r}")
     if name == "scheme" and value not in ("http", "https"):
         raise ConfigurationError(f"{where}: scheme must be http or https, not {value!r}")
 

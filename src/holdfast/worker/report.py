@@ -103,19 +103,23 @@ def report(
         question = _with_state(state, question)
     # Counted before the wait: a refused report was made all the same, on every rank alike.
     state.next_report += 1
-    if question.hands_over and question.shard is not None:
-        return _handed_over(state, question, question.shard)
-    answer = _answered(state, state.channel.ask(question))
     if waits:
+        answer = _answered(state, state.channel.ask(question))
         return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
-    return _expected(state, question)
+    return _go_on(state, question)
 
 
-def _handed_over(state: WorkerState, call: protocol.ReportCall, shard: StagedShard) -> PendingCheckpoint:
-    """Asks for the shard to be taken, and hands its files over, of which the first are opened while the answer is awaited."""
+def _go_on(state: WorkerState, call: protocol.ReportCall) -> PendingCheckpoint:
+    """Makes a report that returns before it is committed; its files are handed over, and opened while the answer is awaited."""
+    state.inbox.look()  # outcomes that nobody asks for must not pile up
+    # Before the call: its outcome may come right behind the answer, and what nobody expects is forgotten.
+    pending = state.inbox.expect(call.index)
+    shard = call.shard if call.hands_over else None
+    if shard is None:
+        _answered(state, state.channel.ask(call))
+        return pending
     with contextlib.closing(HandOver(state.files, call.index, shard)) as files:
         _answered(state, state.channel.ask(call, files.open_first))
-        pending = _expected(state, call)
         files.send()
     if shard.remove:
         handed_over(state, layout.decode_path(shard.root))
@@ -127,11 +131,6 @@ def _answered(state: WorkerState, answer: protocol.Answer) -> protocol.Proceed:
     if proceed.latest is not None:
         state.checkpoint = state.committed(proceed.latest)
     return proceed
-
-
-def _expected(state: WorkerState, call: protocol.ReportCall) -> PendingCheckpoint:
-    state.inbox.look()  # outcomes that nobody asks for must not pile up
-    return state.inbox.expect(call.index)
 
 
 def _validation_task(state: WorkerState, wish: bool | ValidationTaskConfig) -> protocol.ValidationTask | None:
