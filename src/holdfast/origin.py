@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from typing import Any
 
 from holdfast.checkpoint import Checkpoint
-from holdfast.errors import ConfigurationError, RunNotFoundError
+from holdfast.errors import ConfigurationError
 from holdfast.persistence import layout
-from holdfast.persistence.finding import open_run
+from holdfast.persistence.finding import find_run
 from holdfast.run import Run
 from holdfast.stores import Store, open_store
 
 
 class Origin:
-    """A checkpoint of somewhere else, found when it is needed. Not safe for threads.
+    """A checkpoint of somewhere else, found when it is needed. Safe for threads.
 
     Args:
         given: A `Checkpoint`, a `Run` (its latest checkpoint is meant), or the path or URL of either.
@@ -34,6 +35,7 @@ class Origin:
         self._found: Checkpoint | None = None
         self._held = contextlib.ExitStack()
         self._is_held = False
+        self._lock = threading.Lock()
 
     @property
     def place(self) -> str:
@@ -47,18 +49,24 @@ class Origin:
 
         Raises:
             ConfigurationError: No checkpoint lies there.
+            RunNotFoundError: Runs lie one level further down.
             DamagedCheckpointError: Its bytes are not those that were reported.
             StorageError: It cannot be read.
             FormatError: Its manifest, or the record of its run, cannot be read.
         """
-        if self._found is not None and self._is_held:
+        with self._lock:
+            if self._found is None or not self._is_held:
+                found = self._found or self._find()
+                self._held.enter_context(found.as_directory())
+                self._is_held = True
+                # Just compared: no worker needs to read all of it for that again.
+                self._found = Checkpoint._from_store(found._store, filesystem=found.filesystem, verified=True)
             return self._found
-        found = self._found or self._find()
-        self._held.enter_context(found.as_directory())
-        self._is_held = True
-        # Just compared: no worker needs to read all of it for that again.
-        self._found = Checkpoint._from_store(found._store, filesystem=found.filesystem, verified=True)
-        return self._found
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was opened and not let go of."""
+        return self._is_held
 
     @property
     def is_of_this_process(self) -> bool:
@@ -67,8 +75,9 @@ class Origin:
 
     def let_go(self) -> None:
         """Its copy is no longer needed here; safe to repeat."""
-        self._is_held = False
-        self._held.close()
+        with self._lock:
+            self._is_held = False
+            self._held.close()
 
     def _find(self) -> Checkpoint:
         given = self._given
@@ -82,15 +91,13 @@ class Origin:
             return self._latest(given)
         if given.exists(layout.MANIFEST):
             return Checkpoint._from_store(given)
-        try:
-            return self._latest(Run._of(open_run(given)))
-        except RunNotFoundError as error:
-            # A directory of files and no run: a checkpoint that has no manifest, as Ray Train's have none.
-            if not any(not entry.is_directory for entry in given.list()):
-                raise ConfigurationError(
-                    f"resume_from={self.place!r}: neither a checkpoint nor a run lies there: {error}"
-                ) from error
-            return Checkpoint._from_store(given)
+        reader = find_run(given)
+        if reader is not None:
+            return self._latest(Run._of(reader))
+        if next(iter(given.list(recursive=True)), None) is None:
+            raise ConfigurationError(f"resume_from={self.place!r}: neither a checkpoint nor a run lies there")
+        # Files and no run: a checkpoint that has no manifest, as Ray Train's have none.
+        return Checkpoint._from_store(given)
 
     def _latest(self, run: Run) -> Checkpoint:
         latest = run.latest

@@ -125,6 +125,17 @@ def test_a_run_of_ray_train_is_gone_on_with_and_left_as_it_is(tmp_path) -> None:
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in source.rglob("*")) == before
 
 
+def test_files_that_no_report_made_will_do_also_below_a_directory(tmp_path) -> None:
+    Path(tmp_path, "own", "checkpoint").mkdir(parents=True)
+    Path(tmp_path, "own", "checkpoint", "model").write_text("weights")
+
+    def function(config):
+        with train.get_checkpoint().as_directory() as directory:
+            return Path(directory, "checkpoint", "model").read_text()
+
+    assert fit(tmp_path / "runs", "run", 0, function=function, resume_from=tmp_path / "own").return_value == "weights"
+
+
 def test_what_it_came_from_is_in_the_runs_record(first, tmp_path) -> None:
     result = fit(tmp_path / "runs", "second", 1, workers=0, resume_from=first.path)
     record = json.loads(Path(result.path, layout.RUN_RECORD).read_text())
@@ -139,17 +150,19 @@ def test_what_is_no_checkpoint_at_all_is_refused_at_once(tmp_path, given) -> Non
 
 def test_what_leads_nowhere_is_told_before_a_worker_starts(first, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
     made = trainer(tmp_path / "runs", "empty", 0, workers=0)
     made.fit()
     for given, what in (
-        (tmp_path / "nothing", "neither a checkpoint nor a run.*does not exist"),
+        (tmp_path / "nothing", "neither a checkpoint nor a run"),
         (tmp_path / "empty", "neither a checkpoint nor a run"),
+        (tmp_path / "file", "file"),
         (tmp_path / "runs", "directory of runs.*first"),
         (tmp_path / "runs" / "empty", "has no checkpoint"),
         (train.Checkpoint(tmp_path / "nothing"), "no checkpoint at"),
         (train.Checkpoint(tmp_path / "empty"), "no file in it"),
     ):
-        with pytest.raises((train.ConfigurationError, train.StoreNotFoundError), match=what):
+        with pytest.raises(train.HoldfastError, match=what):
             fit(tmp_path / "runs", "second", 1, function=os._exit, resume_from=given)
     # And the place is free: nothing of these drives it any more.
     assert fit(tmp_path / "runs", "second", 1, workers=0, resume_from=first.path).metrics == {"number": 3}

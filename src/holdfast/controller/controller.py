@@ -268,8 +268,9 @@ class Controller:
         self._outcome.metrics = metrics[0]
         self._observer.reported(report, metrics[0])
         if checkpoint is not None:
-            if self._origin is not None:
-                self._origin.let_go()  # from now on nobody begins with it
+            if self._origin is not None and self._origin.is_held:
+                # From now on nobody begins with it. Not here: files that go take their time.
+                self._writer.submit(self._origin.let_go)
             score = score_of(decode_metrics(metrics[0]), self._score) if self._score is not None else None
             self._observer.committed(checkpoint.name, checkpoint.size_bytes, seconds, score)
         if not self._callbacks:

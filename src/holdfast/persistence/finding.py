@@ -21,6 +21,20 @@ def open_run(store: Store) -> RunReader:
         RunNotFoundError: No run lies there.
         StorageError: The store cannot be looked at.
     """
+    found = find_run(store)
+    if found is None:
+        what = "holds no run" if store.exists("") else "does not exist"
+        raise RunNotFoundError(f"{store.url} {what}; a run lies at <storage_path>/<name>, as `Result.path` says")
+    return found
+
+
+def find_run(store: Store) -> RunReader | None:
+    """The run at the root of a store, or None where there is nothing that is known here.
+
+    Raises:
+        RunNotFoundError: Runs lie one level further down, or what lies there was written by a program that is not read here.
+        StorageError: The store cannot be looked at.
+    """
     if store.exists(layout.PRIVATE):
         return OwnRun(store)
     entries = list(store.list())
@@ -42,8 +56,7 @@ def open_run(store: Store) -> RunReader:
             f"{store.url} is of Ray Tune, or of a Ray Train before its V2, whose runs are not read here; its checkpoints are, one by one: "
             f"Checkpoint('{store.url}/checkpoint_…')"
         )
-    what = "holds no run" if directories or store.exists("") else "does not exist"
-    raise RunNotFoundError(f"{store.url} {what}; a run lies at <storage_path>/<name>, as `Result.path` says")
+    return None
 
 
 def refuse_foreign(store: Store) -> None:
