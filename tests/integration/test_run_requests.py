@@ -154,6 +154,9 @@ def _watched(proxy: Proxy) -> Callable[[], int]:
 def test_a_run_of_ray_trains_in_a_bucket_costs_two_requests_a_look(server: S3Server, proxy: Proxy) -> None:
     bucket = server.make_bucket()
     upload(RAY_RUN, server.url(bucket, "ray"))
+    # pyarrow, by which Ray Train writes, marks each directory by an object.
+    for path in ["", *(each.name + "/" for each in RAY_RUN.iterdir() if each.is_dir())]:
+        server.request("PUT", f"/{bucket}/ray/{path}")
     url = server.url(bucket, "ray", port=proxy.port)
     run = train.Run(url)
     assert len(proxy.requests) <= 3
@@ -175,6 +178,9 @@ def upload(directory: Path, url: str) -> None:
 def test_workers_share_what_their_driver_fetched_to_begin_with(server: S3Server, proxy: Proxy, tmp_path: Path) -> None:
     bucket = server.make_bucket()
     upload(RAY_RUN, server.url(bucket, "ray"))
+    # pyarrow, by which Ray Train writes, marks each directory by an object.
+    for path in ["", *(each.name + "/" for each in RAY_RUN.iterdir() if each.is_dir())]:
+        server.request("PUT", f"/{bucket}/ray/{path}")
 
     def function() -> str:
         checkpoint = train.get_checkpoint()
