@@ -86,7 +86,8 @@ def load(store: Store) -> Catalog:
 def load_newest(store: Store) -> Catalog:
     """Reads no more of a run than shows its newest checkpoint, the last one in the catalog.
 
-    Names are in the order of reports where the user gave none of his own; else everything is read.
+    Names are in the order of reports where the user gave none of his own; else everything is read. (Not noticed is who names a later report
+    as an earlier one would be named, below what is read here.)
 
     Raises:
         StorageError: The store cannot be listed at all.
