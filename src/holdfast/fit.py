@@ -32,13 +32,14 @@ from holdfast.errors import (
 )
 from holdfast.interrupts import StopRequests, handle_interrupts
 from holdfast.metrics import decode_metrics
+from holdfast.origin import Origin
 from holdfast.persistence.layout import LOGS, validation_log_key
 from holdfast.persistence.writer import RunWriter
 from holdfast.result import Result
 from holdfast.stores import plain_filesystem
 from holdfast.worker import protocol
 from holdfast.worker.backend import BackendConfig
-from holdfast.worker.shipping import Storage, pack_storage
+from holdfast.worker.shipping import Storage, pack_checkpoint, pack_storage
 from holdfast.worker.validation import pack_defaults, pack_function
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Fit:
         # Packed before anything starts: a function that cannot travel is told of at once.
         self._validation = pack_function(validation) if validation is not None else None
         self._validation_defaults = pack_defaults(validation) if validation is not None else None
+        self._origin = Origin(trainer.resume_from) if trainer.resume_from is not None else None
         self._beside: LocalEngine | None = None
 
     def run(self) -> Result:
@@ -93,6 +95,8 @@ class Fit:
         try:
             return self._run()
         finally:
+            if self._origin is not None:
+                self._origin.let_go()
             self._store.hurry(on=False)
 
     def _run(self) -> Result:
@@ -101,6 +105,7 @@ class Fit:
         try:
             engine.world_size()  # too few GPUs are said before anything is written
             writer = self._open_run()
+            self._find_origin(writer)
             stop = StopRequests()
             outcome: Outcome | None = None
             with handle_interrupts(stop.ask):
@@ -144,6 +149,21 @@ class Fit:
             configuration=_as_text(self._trainer),
         )
 
+    def _find_origin(self, writer: RunWriter) -> None:
+        """Before a worker starts, what is wrong with `resume_from` is told, unless nobody needs it."""
+        if self._origin is None or writer.checkpoints():
+            return
+        try:
+            pack_checkpoint(self._origin.open())
+            if self._origin.is_of_this_process and not self._in_process:
+                raise ConfigurationError(
+                    f"resume_from={self._origin.place!r} lies in this process's memory, which no worker can reach; give a path or URL that "
+                    "all can, or num_workers=0"
+                )
+        except BaseException:
+            self._close(writer, None)
+            raise
+
     def _close(self, writer: RunWriter, outcome: Outcome | None) -> None:
         """Closes the run; that it could not be closed well is the error only where there is no other."""
         try:
@@ -182,6 +202,7 @@ class Fit:
             ),
             callbacks=tuple(config.callbacks or ()),
             make_validations=self._make_validations(reactor, writer),
+            origin=self._origin,
         )
         try:
             if isinstance(engine, InProcessEngine):
@@ -356,6 +377,7 @@ def _as_text(trainer: DataParallelTrainer) -> dict[str, str]:
         "num_to_keep": "" if kept.num_to_keep is None else str(kept.num_to_keep),
         "checkpoint_score_attribute": kept.checkpoint_score_attribute or "",
         "checkpoint_score_order": kept.checkpoint_score_order,
+        "resume_from": Origin(trainer.resume_from).place if trainer.resume_from is not None else "",
         **{f"metadata.{key}": str(value) for key, value in trainer.metadata.items()},
     }
 

@@ -231,15 +231,16 @@ class ReportLine(Record, frozen=True):
     """One line of the metrics log: a report that every rank made.
 
     Attributes:
-        time: Seconds since the Unix epoch.
+        attempt: None only in what stands for a line of another program, which does not say.
+        time: Seconds since the Unix epoch; None as `attempt`.
         checkpoint: The name of the checkpoint it committed, or None.
         metrics: Rank 0's metrics, stored JSON.
         other_ranks: Ranks 1, 2, … in order where one of them reported other metrics than rank 0; else None.
     """
 
     report: int
-    attempt: int
-    time: float
+    attempt: int | None
+    time: float | None
     checkpoint: str | None = None
     metrics: msgspec.Raw = msgspec.Raw(b"{}")
     other_ranks: tuple[msgspec.Raw, ...] | None = None

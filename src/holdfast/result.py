@@ -14,12 +14,12 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.config import CheckpointConfig
 from holdfast.errors import StorageError
 from holdfast.metrics import decode_metrics
-from holdfast.persistence import catalog as catalogs
-from holdfast.persistence import metrics_log
-from holdfast.persistence.opening import read_policy
+from holdfast.persistence.catalog import Catalog
+from holdfast.persistence.finding import open_run
+from holdfast.persistence.reading import OwnRun, RunReader
 from holdfast.persistence.retention import RetentionPolicy, best
 from holdfast.records import CommittedCheckpoint, ReportLine
-from holdfast.run import Run, configuration_of, rank, ranking, table
+from holdfast.run import rank, ranking, table
 from holdfast.stores import Store, open_store, plain_filesystem
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Result:
     error: BaseException | None = None
     return_value: Any = None
     filesystem: Any = None
-    _store: Store = field(kw_only=True, repr=False)
+    _reader: RunReader = field(kw_only=True, repr=False)
     _committed: tuple[CommittedCheckpoint, ...] = field(kw_only=True, repr=False)
     _policy: RetentionPolicy = field(kw_only=True, repr=False)
     _last_report: int = field(kw_only=True, repr=False)
@@ -59,7 +59,7 @@ class Result:
         storage_filesystem: Any = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> Result:
-        """The result of a run that lies in storage; its error and return value are not kept there.
+        """The result of a run that lies in storage, also one of Ray Train's; its error and return value are not kept there.
 
         Args:
             path: `<storage_path>/<run name>`.
@@ -68,11 +68,10 @@ class Result:
 
         Raises:
             RunNotFoundError: No run lies there.
+            FormatError: The record of a run of Ray Train's is torn, or of a kind that is not known here.
         """
-        Run(path, storage_filesystem, storage_options)  # raises where there is none
-        return cls._read(
-            open_store(path, storage_filesystem, storage_options), filesystem=plain_filesystem(storage_filesystem)
-        )
+        reader = open_run(open_store(path, storage_filesystem, storage_options))
+        return cls._read(reader, filesystem=plain_filesystem(storage_filesystem))
 
     @classmethod
     def of_run(
@@ -95,7 +94,7 @@ class Result:
         """
         policy = RetentionPolicy.of(checkpoint_config) if checkpoint_config is not None else None
         return cls._read(
-            store,
+            OwnRun(store),
             metrics=metrics,
             error=error,
             return_value=return_value,
@@ -107,7 +106,7 @@ class Result:
     @classmethod
     def _read(
         cls,
-        store: Store,
+        reader: RunReader,
         *,
         metrics: dict[str, Any] | None = None,
         error: BaseException | None = None,
@@ -116,34 +115,33 @@ class Result:
         committed: Sequence[CommittedCheckpoint] | None = None,
         filesystem: Any = None,
     ) -> Result:
-        found = catalogs.Catalog()
+        found = Catalog()
         last: ReportLine | None = None
         last_report = 0
         if committed is None:
-            found = catalogs.load(store)
+            found = reader.catalog()
             committed = found.checkpoints
-            last = metrics_log.last_line(store, found.epochs)
+            last = reader.last_line(found)
         else:
             try:
-                catalogs.load_epochs(store, found)
-                last = metrics_log.last_line(store, found.epochs)
+                last = reader.last_line()
             except StorageError as unreadable:
                 # Most likely what has ended the run; it must not take the place of the error that says so.
-                _log.warning("the reports of %s cannot be read now: %s", store.url, unreadable)
+                _log.warning("the reports of %s cannot be read now: %s", reader.store.url, unreadable)
                 last_report = sys.maxsize
         if last is not None:
             last_report = last.report
         if metrics is None and last is not None:
             metrics = decode_metrics(last.metrics)
         return cls(
-            path=store.url,
+            path=reader.store.url,
             metrics=metrics,
             error=error,
             return_value=return_value,
             filesystem=filesystem,
-            _store=store,
+            _reader=reader,
             _committed=tuple(committed),
-            _policy=policy if policy is not None else read_policy(configuration_of(store, found)),
+            _policy=policy if policy is not None else reader.policy(found),
             _last_report=last_report,
         )
 
@@ -164,10 +162,7 @@ class Result:
         Raises:
             ImportError: pandas is not installed.
         """
-        found = catalogs.Catalog()
-        catalogs.load_epochs(self._store, found)
-        lines = metrics_log.read_lines(self._store, found.epochs)
-        return table((line for line in lines if line.report <= self._last_report), all_ranks=False)
+        return table((line for line in self._reader.lines() if line.report <= self._last_report), all_ranks=False)
 
     def get_best_checkpoint(self, metric: str, mode: Literal["max", "min"]) -> Checkpoint | None:
         """The best of the kept checkpoints by a metric, or None where there is no checkpoint.
@@ -183,4 +178,4 @@ class Result:
         return self._open(ranked[-1]) if ranked else None
 
     def _open(self, committed: CommittedCheckpoint) -> Checkpoint:
-        return Checkpoint._from_store(self._store.child(committed.name), filesystem=self.filesystem)
+        return Checkpoint._from_store(self._reader.store.child(committed.name), filesystem=self.filesystem)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.checkpoint import Checkpoint
-from holdfast.errors import ConfigurationError, RunNotFoundError
+from holdfast.errors import ConfigurationError
 from holdfast.metrics import decode_metrics, flatten
-from holdfast.persistence import catalog as catalogs
-from holdfast.persistence import layout, lease, metrics_log
-from holdfast.persistence.opening import read_policy
+from holdfast.persistence.finding import open_run
+from holdfast.persistence.reading import RunReader
 from holdfast.persistence.retention import RetentionPolicy, best, score_in
 from holdfast.records import CommittedCheckpoint, Note, ReportLine
 from holdfast.reported import ReportedCheckpoint, status_of
-from holdfast.stores import Store, open_store, plain_filesystem
+from holdfast.stores import open_store, plain_filesystem
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_NAMED_RUNS = 10
-
 
 class Run:
     """A run in storage. It only reads, takes no lock from a driver, and every call tells the state of that moment.
+
+    A directory that Ray Train wrote (V2, as of 2.60) opens as well, with what its `checkpoint_manager_snapshot.json` says.
 
     Args:
         path: `<storage_path>/<run name>`.
@@ -33,6 +33,7 @@ class Run:
 
     Raises:
         RunNotFoundError: No run lies there.
+        FormatError: From any call: the record of a run of Ray Train's is torn, or of a kind that is not known here.
     """
 
     def __init__(
@@ -43,13 +44,18 @@ class Run:
     ) -> None:
         self._store = open_store(path, storage_filesystem, storage_options)
         self._filesystem = plain_filesystem(storage_filesystem)
-        _require_run(self._store)
+        self._reader: RunReader = open_run(self._store)
+
+    @classmethod
+    def _of(cls, reader: RunReader) -> Run:
+        run = cls.__new__(cls)
+        run._store, run._filesystem, run._reader = reader.store, None, reader
+        return run
 
     @property
     def name(self) -> str:
         """The run's name."""
-        record = catalogs.read_run_record(self._store)
-        return record.name if record is not None and record.name else self.path.rstrip("/").rpartition("/")[2]
+        return self._reader.name()
 
     @property
     def path(self) -> str:
@@ -62,35 +68,36 @@ class Run:
     @property
     def checkpoints(self) -> list[ReportedCheckpoint]:
         """What is committed and not known to be damaged, oldest first."""
-        found = catalogs.load(self._store)
+        found = self._reader.catalog()
         return [self._reported(each, found.notes.get(each.name)) for each in found.checkpoints]
 
     @property
     def latest(self) -> ReportedCheckpoint | None:
         """The newest of `checkpoints`, or None."""
-        found = catalogs.load(self._store)
-        if not found.checkpoints:
-            return None
-        newest = found.checkpoints[-1]
-        return self._reported(newest, found.notes.get(newest.name))
+        found = self._reader.newest()
+        return self._reported(*found) if found is not None else None
 
     def best(self, metric: str | None = None, mode: Literal["max", "min"] | None = None) -> ReportedCheckpoint | None:
         """The best checkpoint that is kept, or None where there is none.
 
         Args:
-            metric: What ranks, nested as `a/b`; by default the run's score attribute, and age where it has none.
+            metric: What ranks, nested as `a/b`; by default the run's score attribute, and age where it has none. (A run of Ray Train's does
+                not say which it has; there the default is the order that it gave its checkpoints.)
             mode: `max` or `min`; by default the run's score order.
 
         Raises:
             ConfigurationError: Neither the call nor the run says the mode, or no checkpoint has the metric.
         """
-        found = catalogs.load(self._store)
-        policy = ranking(read_policy(configuration_of(self._store, found)), metric, mode)
+        found = self._reader.catalog()
+        policy = ranking(self._reader.policy(found), metric, mode)
         ranked = rank(found.checkpoints, policy, self.path)
         return self._reported(ranked[-1], found.notes.get(ranked[-1].name)) if ranked else None
 
     def reports(self) -> list[dict[str, Any]]:
-        """Every report of every attempt, oldest first: `report`, `attempt`, `time`, `checkpoint`, `metrics`."""
+        """Every report of every attempt, oldest first: `report`, `attempt`, `time`, `checkpoint`, `metrics`.
+
+        Ray Train keeps those only whose checkpoints it keeps, counts them from 0, and says nothing of attempt and time: these are None.
+        """
         return [
             {
                 "report": line.report,
@@ -99,7 +106,7 @@ class Run:
                 "checkpoint": line.checkpoint,
                 "metrics": decode_metrics(line.metrics),
             }
-            for line in self._lines()
+            for line in self._reader.lines()
         ]
 
     def metrics(self, ranks: Literal["first", "all"] = "first") -> pd.DataFrame:
@@ -113,26 +120,27 @@ class Run:
         """
         if ranks not in ("first", "all"):
             raise ConfigurationError(f"Run.metrics(ranks=...) must be 'first' or 'all', not {ranks!r}")
-        return table(self._lines(), all_ranks=ranks == "all")
+        return table(self._reader.lines(), all_ranks=ranks == "all")
 
     def verify(self) -> dict[str, list[str]]:
-        """Reads every checkpoint and compares it with its manifest: what is wrong, by name; empty lists if nothing."""
-        found = catalogs.load(self._store)
+        """Reads every checkpoint and compares it with its manifest: what is wrong, by name; empty lists if nothing.
+
+        Of a run of Ray Train's, which has no digests, each list says so: that nothing is wrong can be said of none.
+        """
+        found = self._reader.catalog()
         problems = {name: [reason] for name, reason in found.damaged.items()}
         for checkpoint in found.checkpoints:
+            if self._reader.without_digests is not None:
+                problems[checkpoint.name] = [self._reader.without_digests]
+                continue
             damages = self._checkpoint(checkpoint.name).verify()
             problems[checkpoint.name] = [str(damage) for damage in damages]
         return problems
 
     @property
     def driver(self) -> str | None:
-        """Who drives the run now, and since when, or None."""
-        return lease.current_driver(self._store)
-
-    def _lines(self) -> Iterator[ReportLine]:
-        found = catalogs.Catalog()
-        catalogs.load_epochs(self._store, found)
-        return metrics_log.read_lines(self._store, found.epochs)
+        """Who drives the run now, and since when; None if nobody does, or where that is not known, as of a run of Ray Train's."""
+        return self._reader.driver()
 
     def _checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint._from_store(self._store.child(name), filesystem=self._filesystem)
@@ -140,14 +148,6 @@ class Run:
     def _reported(self, committed: CommittedCheckpoint, note: Note | None) -> ReportedCheckpoint:
         status = status_of(note.validation if note is not None else None)
         return ReportedCheckpoint(self._checkpoint(committed.name), decode_metrics(committed.metrics), status)
-
-
-def configuration_of(store: Store, found: catalogs.Catalog) -> dict[str, str]:
-    """How the run was configured by its newest driver."""
-    if found.record is not None and found.record.configuration:
-        return found.record.configuration
-    record = catalogs.read_run_record(store)
-    return record.configuration if record is not None else {}
 
 
 def ranking(configured: RetentionPolicy, metric: str | None, mode: str | None) -> RetentionPolicy:
@@ -159,7 +159,7 @@ def ranking(configured: RetentionPolicy, metric: str | None, mode: str | None) -
     if mode is not None and mode not in ("max", "min"):
         raise ConfigurationError(f"mode must be 'max' or 'min', not {mode!r}")
     if metric is None:
-        return RetentionPolicy(None, configured.attribute, mode or configured.order)
+        return dataclasses.replace(configured, num_to_keep=None, order=mode or configured.order)
     if mode is None and metric != configured.attribute:
         raise ConfigurationError(
             f"{metric!r} is not the run's checkpoint_score_attribute, so say what is better: mode='max' or mode='min'"
@@ -210,18 +210,3 @@ def _rows(lines: Iterable[ReportLine], *, all_ranks: bool) -> Iterator[dict[str,
                 # A metric that is called as a column of ours keeps its values, under a longer name.
                 row[f"metrics/{key}" if key in row else key] = value
             yield row
-
-
-def _require_run(store: Store) -> None:
-    if store.exists(layout.PRIVATE):
-        return
-    directories = [entry.key for entry in store.list() if entry.is_directory and not layout.is_hidden(entry.key)]
-    # Checkpoints that were copied away from their run are still worth reading.
-    if any(store.exists(layout.manifest_key(name)) for name in directories):
-        return
-    runs = sorted(name for name in directories if store.exists(f"{name}/{layout.PRIVATE}"))
-    if runs:
-        named = ", ".join(runs[:_NAMED_RUNS]) + (", …" if len(runs) > _NAMED_RUNS else "")
-        raise RunNotFoundError(f"{store.url} is no run but a directory of runs; give one of them: {named}")
-    what = "holds no run" if directories or store.exists("") else "does not exist"
-    raise RunNotFoundError(f"{store.url} {what}; a run lies at <storage_path>/<name>, as `Result.path` says")

@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from holdfast.checkpoint import Checkpoint
 from holdfast.config import RunConfig, ScalingConfig, ValidationConfig
 from holdfast.controller.callbacks import UserCallback
 from holdfast.errors import ConfigurationError
 from holdfast.fit import Fit
+from holdfast.origin import Origin
 from holdfast.progress import make_progress
 from holdfast.result import Result
+from holdfast.run import Run
 from holdfast.stores import open_store
 from holdfast.worker import context
 from holdfast.worker.backend import BackendConfig
@@ -45,6 +48,7 @@ class DataParallelTrainer:
         dataset_config: Any = None,
         validation_config: ValidationConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
+        resume_from: Checkpoint | Run | str | os.PathLike[str] | None = None,
     ) -> None:
         """Takes what to run and how; nothing starts before `fit()`.
 
@@ -58,6 +62,9 @@ class DataParallelTrainer:
             dataset_config: As `datasets`.
             validation_config: What validates checkpoints beside training, where a report asks for it.
             metadata: Accepted for scripts that pass it; kept in the run's record.
+            resume_from: What `get_checkpoint()` gives as long as the run has no checkpoint of its own: a `Checkpoint`, a `Run` (its
+                latest), or the path or URL of either, also of a run of Ray Train's. Once the run has committed one, its own counts,
+                also in a later `fit()`. It is looked for, and its bytes compared, when `fit()` needs it.
 
         Raises:
             ConfigurationError: An argument cannot work.
@@ -80,6 +87,8 @@ class DataParallelTrainer:
         ):
             if value is not None and not isinstance(value, kind):
                 raise ConfigurationError(f"{name} must be a {kind.__name__}, not {value!r}")
+        if resume_from is not None:
+            Origin(resume_from)  # raises where it is of a wrong kind
         self.train_loop_per_worker = train_loop_per_worker
         self.train_loop_config = train_loop_config
         self.backend_config = backend_config or BackendConfig()
@@ -87,6 +96,7 @@ class DataParallelTrainer:
         self.run_config = run_config or RunConfig()
         self.validation_config = validation_config
         self.metadata = dict(metadata or {})
+        self.resume_from = resume_from
         for callback in self.run_config.callbacks or ():
             if not isinstance(callback, UserCallback):
                 raise ConfigurationError(
@@ -107,6 +117,7 @@ class DataParallelTrainer:
             TrainingInterrupted: Ctrl-C or SIGTERM; a KeyboardInterrupt.
             ConfigurationError: The storage path, the resources or the function cannot work.
             RunInUseError: Another live driver holds the run.
+            DamagedCheckpointError: What `resume_from` names is needed, and not what was reported.
         """
         if context.is_inside():
             raise ConfigurationError("fit() was called inside a training function; call it from the script that drives")

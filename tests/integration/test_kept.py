@@ -56,7 +56,7 @@ def fetched(proxy):
     """The files of checkpoints whose bytes came from the store, in the order of their names."""
     paths = [line.split()[1].partition("?")[0] for line in proxy.requests if line.startswith("GET ")]
     return sorted(
-        {path.rpartition("/")[2] for path in paths if "/checkpoint_" in path} - {".manifest.json", ".metadata.json"}
+        {path.rpartition("/")[2] for path in paths if "/checkpoint_0" in path} - {".manifest.json", ".metadata.json"}
     )
 
 

@@ -1,4 +1,4 @@
-"""One story on every kind of object store: a worker is killed, then the driver, and another driver goes on."""
+"""One story on every kind of object store: a worker is killed, then the driver, and another driver goes on. And what Ray Train left there is read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from holdfast.stores import open_store
 from support.counting import fit
 
 TESTS = Path(__file__).parents[1]
+RAY_RUN = TESTS / "compat" / "ray" / "run"
 
 
 # The first one on Ceph waits for the cluster.
@@ -46,3 +47,28 @@ def test_a_job_survives_its_worker_and_its_driver(object_server):
     names = {entry.key.split("/")[1] for entry in store.list(recursive=True)}
     assert {each for each in names if not each.startswith(".")} == kept
     assert {entry.key.split("/")[1] for entry in store.list("run/.holdfast/staging", recursive=True)} == set()
+
+
+def _first_line() -> str:
+    with train.get_checkpoint().as_directory() as directory:
+        return Path(directory, "rank-0.txt").read_text()
+
+
+@pytest.mark.timeout(240)
+def test_a_run_of_ray_trains_is_read_and_gone_on_with(server) -> None:
+    bucket = server.make_bucket()
+    source = server.url(bucket, "ray results/run")
+    store = open_store(source)
+    for path in RAY_RUN.rglob("*"):
+        if path.is_file():
+            store.write(path.relative_to(RAY_RUN).as_posix(), path.read_bytes())
+    before = sorted((entry.key, entry.mtime_s) for entry in store.list(recursive=True))
+    assert [each.metrics["step"] for each in train.Run(source).checkpoints] == [1, 3, 4]
+    assert train.Result.from_path(source).metrics["step"] == 4
+    result = train.DataParallelTrainer(
+        _first_line,
+        run_config=train.RunConfig(name="next", storage_path=server.url(bucket, "exp"), progress="quiet"),
+        resume_from=source,
+    ).fit()
+    assert result.return_value == "step 4 of rank 0\n"
+    assert sorted((entry.key, entry.mtime_s) for entry in store.list(recursive=True)) == before

@@ -17,6 +17,7 @@ from holdfast.errors import DamagedCheckpointError, StorageError, TrainingInterr
 from holdfast.metrics import decode_metrics, score_of
 from holdfast.persistence.right_of_way import never_preempting
 from holdfast.worker import protocol
+from holdfast.worker.shipping import pack_checkpoint
 
 if TYPE_CHECKING:
     from holdfast.checkpoint import Checkpoint
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from holdfast.controller.observer import RunObserver
     from holdfast.controller.reactor import Reactor
     from holdfast.controller.validations import Validations
+    from holdfast.origin import Origin
     from holdfast.persistence.writer import RunWriter
     from holdfast.records import CommittedCheckpoint
 
@@ -78,6 +80,7 @@ class Controller:
         limits: Limits,
         callbacks: Sequence[UserCallback],
         make_validations: Callable[[Callable[[], None]], Validations] | None,
+        origin: Origin | None = None,
     ) -> None:
         """Takes everything that a job needs.
 
@@ -85,6 +88,7 @@ class Controller:
             make_validations: Given what is to be called after each; None where nothing is validated.
             make_job: `(rank, world_size, attempt, first_report, checkpoint) -> Job`.
             open_checkpoint: The checkpoint of a name, for callbacks.
+            origin: What attempts begin with while the run has no checkpoint of its own.
         """
         self._reactor = reactor
         self._writer = writer
@@ -92,6 +96,7 @@ class Controller:
         self._observer = observer
         self._make_job = make_job
         self._open_checkpoint = open_checkpoint
+        self._origin = origin
         self._failure_config = failure_config
         self._score = checkpoint_config.checkpoint_score_attribute
         self._limits = limits
@@ -177,6 +182,7 @@ class Controller:
         """One life of the group; None where the run was stopped before it began."""
         latest = self._writer.latest_valid()
         name = latest.name if latest is not None else None
+        origin = self._origin.open() if self._origin is not None and latest is None else None
         world_size = self._engine.world_size()
         self._writer.begin_attempt(number)
         attempt = Attempt(
@@ -191,15 +197,17 @@ class Controller:
             after_report=self._reported,
         )
         kept = self._writer.keeper.prepare_restart(latest) if latest is not None else {}
+        packed = pack_checkpoint(origin) if origin is not None else b""
         jobs = [
             msgspec.structs.replace(
                 self._make_job(rank, world_size, number, first_report, name),
                 kept=kept,
                 staging=self._writer.staging.paths,
+                origin=packed,
             )
             for rank in range(world_size)
         ]
-        self._observer.started(number, world_size, name)
+        self._observer.started(number, world_size, name if origin is None else origin.path)
         self._engine.await_ready(self._reactor, lambda: self._outcome.signum is not None)
         if self._outcome.signum is not None:
             return None
@@ -260,6 +268,9 @@ class Controller:
         self._outcome.metrics = metrics[0]
         self._observer.reported(report, metrics[0])
         if checkpoint is not None:
+            if self._origin is not None and self._origin.is_held:
+                # From now on nobody begins with it. Not here: files that go take their time.
+                self._writer.submit(self._origin.let_go)
             score = score_of(decode_metrics(metrics[0]), self._score) if self._score is not None else None
             self._observer.committed(checkpoint.name, checkpoint.size_bytes, seconds, score)
         if not self._callbacks:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import msgspec
 
@@ -14,16 +12,12 @@ from holdfast.metrics import merge_metrics
 from holdfast.persistence import layout
 from holdfast.persistence.manifest import decode_committed
 from holdfast.persistence.notes import note_names, read_note
+from holdfast.persistence.reads import NUM_AT_ONCE, read_many
 from holdfast.records import CommittedCheckpoint, EpochRecord, Note, RunRecord
 from holdfast.stores.base import Store
 
-# Requests in flight to a store that answers over a network; a local disk is faster without threads.
-_REMOTE_READS = 16
-
 _epoch_decoder = msgspec.json.Decoder(EpochRecord)
 _run_decoder = msgspec.json.Decoder(RunRecord)
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 @dataclass
@@ -41,6 +35,7 @@ class Catalog:
         notes: The notes of checkpoints in this catalog, by name.
         highest_report: The highest report index in any manifest, void and damaged ones too.
         highest_attempt: As `highest_report`.
+        places: The place of each name in a ranking of which nobody says by what it ranks; a higher one is better.
     """
 
     checkpoints: list[CommittedCheckpoint] = field(default_factory=list)
@@ -53,6 +48,7 @@ class Catalog:
     notes: dict[str, Note] = field(default_factory=dict)
     highest_report: int = 0
     highest_attempt: int = 0
+    places: dict[str, int] = field(default_factory=dict)
 
     @property
     def record(self) -> EpochRecord | None:
@@ -76,37 +72,91 @@ def load(store: Store) -> Catalog:
     """
     catalog = Catalog()
     load_epochs(store, catalog)
-    names = [entry.key for entry in store.list() if entry.is_directory and not layout.is_hidden(entry.key)]
+    names = _names(store)
     catalog.directories = set(names)
-
-    def read(name: str) -> CommittedCheckpoint | str | None:
-        return _read_committed(store, name)
-
     found: dict[str, CommittedCheckpoint] = {}
-    for name, result in zip(names, _map(store, read, names), strict=True):
+    _read_all(store, names, catalog, found)
+    for checkpoint in found.values():
+        catalog.highest_report = max(catalog.highest_report, checkpoint.report_index)
+        catalog.highest_attempt = max(catalog.highest_attempt, checkpoint.attempt)
+    _take(store, catalog, found)
+    return catalog
+
+
+def load_newest(store: Store) -> Catalog:
+    """Reads no more of a run than shows its newest checkpoint, the last one in the catalog.
+
+    Names are in the order of reports where the user gave none of his own; else everything is read. (Not noticed is who names a later report
+    as an earlier one would be named, below what is read here.)
+
+    Raises:
+        StorageError: The store cannot be listed at all.
+    """
+    names = _names(store)
+    indices = {name: index for name in names if (index := layout.parse_checkpoint(name)) is not None}
+    if len(indices) < len(names):
+        return load(store)
+    newest_first = sorted(names, key=lambda name: -indices[name])
+    found: dict[str, CommittedCheckpoint] = {}
+    num_read, num_next = 0, 1
+    while True:
+        catalog = Catalog()
+        _load_newest_epoch(store, catalog)
+        _read_all(store, newest_first[num_read : num_read + num_next], catalog, found)
+        if any(each.report_index != indices[name] for name, each in found.items()):
+            return load(store)  # the user names them so, too
+        num_read += num_next
+        _take(store, catalog, found)
+        if catalog.checkpoints or num_read >= len(names):
+            return catalog
+        num_next = NUM_AT_ONCE
+
+
+def _names(store: Store) -> list[str]:
+    return [entry.key for entry in store.list() if entry.is_directory and not layout.is_hidden(entry.key)]
+
+
+def _read_all(store: Store, names: list[str], catalog: Catalog, found: dict[str, CommittedCheckpoint]) -> None:
+    """Adds the checkpoints of these names to those that were found, and what is wrong to the catalog."""
+    for name, result in zip(names, read_many(store, lambda name: _read_committed(store, name), names), strict=True):
         if isinstance(result, str):
             catalog.problems.append(result)
             catalog.damaged[name] = result
         elif result is not None:
             found[name] = result
-    for checkpoint in found.values():
-        catalog.highest_report = max(catalog.highest_report, checkpoint.report_index)
-        catalog.highest_attempt = max(catalog.highest_attempt, checkpoint.attempt)
+
+
+def _take(store: Store, catalog: Catalog, found: Mapping[str, CommittedCheckpoint]) -> None:
+    """Fills the catalog with those of the checkpoints that are valid."""
     _judge(catalog, found)
     _merge_notes(store, catalog)
     catalog.checkpoints.sort(key=lambda checkpoint: (checkpoint.report_index, checkpoint.name))
-    return catalog
 
 
 def load_epochs(store: Store, catalog: Catalog) -> None:
     """Reads the epoch records into a catalog."""
     numbers = _epoch_numbers(store)
-    for number in sorted(numbers):
-        try:
-            catalog.epochs[number] = read_epoch(store, number)
-        except (FormatError, StorageError) as error:
-            catalog.problems.append(str(error))
+    _read_epochs(store, sorted(numbers), catalog)
     catalog.epoch = max(numbers, default=0)
+
+
+def _load_newest_epoch(store: Store, catalog: Catalog) -> None:
+    catalog.epoch = newest_epoch(store)
+    _read_epochs(store, [catalog.epoch] if catalog.epoch else [], catalog)
+
+
+def _read_epochs(store: Store, numbers: list[int], catalog: Catalog) -> None:
+    def read(number: int) -> EpochRecord | str:
+        try:
+            return read_epoch(store, number)
+        except (FormatError, StorageError) as error:
+            return str(error)
+
+    for number, record in zip(numbers, read_many(store, read, numbers), strict=True):
+        if isinstance(record, str):
+            catalog.problems.append(record)
+        else:
+            catalog.epochs[number] = record
 
 
 def newest_epoch(store: Store) -> int:
@@ -191,7 +241,7 @@ def _merge_notes(store: Store, catalog: Catalog) -> None:
             return str(error)
 
     always_durable = store.capabilities.durable_writes
-    for name, note in zip(wanted, _map(store, read, wanted), strict=True):
+    for name, note in zip(wanted, read_many(store, read, wanted), strict=True):
         if isinstance(note, str):
             catalog.problems.append(note)
         # A note for another id is of an earlier checkpoint that had this name.
@@ -219,10 +269,3 @@ def _with_validation(checkpoint: CommittedCheckpoint, note: Note, catalog: Catal
         catalog.problems.append(f"the validation of {checkpoint.name}: {error}")
         return checkpoint
     return msgspec.structs.replace(checkpoint, metrics=metrics)
-
-
-def _map(store: Store, function: Callable[[_T], _R], items: list[_T]) -> Iterator[_R]:
-    if store.local_path() is not None or len(items) < 2:
-        return map(function, items)
-    with ThreadPoolExecutor(_REMOTE_READS, thread_name_prefix="holdfast-catalog") as pool:
-        return iter(list(pool.map(function, items)))

@@ -120,16 +120,14 @@ def acquire(
     lock = _lock(store, name, f"{holder}, since {utc_now()}") if store.capabilities.kernel_lock else None
     try:
         for _ in range(_ATTEMPTS):
+            before = _newest_record(store) if lock is None else None
+            if before is not None and not await_end(store, before):
+                raise _in_use(store, name, f"{before.holder}, since {before.created}")
+            # After the wait, in which the other may have committed its last checkpoints, and a third one come.
             found = survey()
             _refuse_newer(store, found.catalog)
-            before = found.catalog.record
-            if lock is None and before is not None:
-                if not await_end(store, before):
-                    raise _in_use(store, name, f"{before.holder}, since {before.created}")
-                # While this one waited, the other may have committed its last checkpoints, or a third one come.
-                found = survey()
-                if found.catalog.epoch != before.epoch:
-                    continue
+            if before is not None and found.catalog.epoch != before.epoch:
+                continue
             record = _next_record(found, holder, configuration or {})
             rival = _create(store, record)
             if rival is None:
@@ -195,6 +193,15 @@ def _taken_over(store: Store, name: str, newer: EpochRecord) -> RunInUseError:
         f"the run {name!r} at {store.url} was taken over by {newer.holder}, since {newer.created}, because this driver had "
         "given no sign of life; what it committed before is kept, and it ends here"
     )
+
+
+def _newest_record(store: Store) -> EpochRecord | None:
+    """Of the driver that may still live; None where there was none, or its record cannot be understood."""
+    newest = newest_epoch(store)
+    try:
+        return read_epoch(store, newest) if newest else None
+    except FormatError:
+        return None
 
 
 def _refuse_newer(store: Store, catalog: Catalog) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from holdfast.errors import StorageError, StoreExistsError, StoreNotFoundError
 from holdfast.persistence import layout
+from holdfast.persistence.reads import read_many
 from holdfast.records import EpochRecord, ReportLine
 from holdfast.stores.base import AppendHandle, Store
 
@@ -171,15 +172,20 @@ def read_lines(store: Store, epochs: Mapping[int, EpochRecord]) -> Iterator[Repo
     Args:
         epochs: The run's epoch records: they tell what a replaced driver wrote after its time.
     """
+    valid: list[tuple[str, float]] = []
     for epoch, attempt, segment in _segments(store):
         first_attempt, first_report = _limits(epoch, epochs)
-        if attempt >= first_attempt:
-            continue
-        key = layout.segment_key(epoch, attempt, segment)
+        if attempt < first_attempt:
+            valid.append((layout.segment_key(epoch, attempt, segment), first_report))
+
+    def read(wanted: tuple[str, float]) -> bytes:
         try:
-            data = store.read(key)
+            return store.read(wanted[0])
         except StoreNotFoundError:
-            continue
+            return b""
+
+    # A store that cannot append has a segment for each second of training.
+    for (key, first_report), data in zip(valid, read_many(store, read, valid), strict=True):
         for line in _decode_lines(data, f"{store.url}/{key}"):
             if line.report < first_report:
                 yield line
@@ -207,14 +213,16 @@ def highest_report(store: Store) -> int:
     newest: dict[tuple[int, int], int] = {}
     for epoch, attempt, segment in _segments(store):
         newest[epoch, attempt] = max(segment, newest.get((epoch, attempt), 0))
-    highest = 0
-    for (epoch, attempt), segment in newest.items():
+
+    def last_report(of: tuple[tuple[int, int], int]) -> int:
+        (epoch, attempt), segment = of
         # A segment may hold nothing but a torn line: then the one before it ends the attempt.
         for number in range(segment, 0, -1):
             if lines := _tail(store, layout.segment_key(epoch, attempt, number)):
-                highest = max(highest, lines[-1].report)
-                break
-    return highest
+                return lines[-1].report
+        return 0
+
+    return max(read_many(store, last_report, list(newest.items())), default=0)
 
 
 def _segments(store: Store) -> list[tuple[int, int, int]]:

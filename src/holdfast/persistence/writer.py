@@ -17,6 +17,7 @@ from holdfast.persistence.checkpoint_writer import CheckpointWriter
 from holdfast.persistence.commit import taken
 from holdfast.persistence.deletion import set_aside
 from holdfast.persistence.durability import Durability
+from holdfast.persistence.finding import refuse_foreign
 from holdfast.persistence.kept import Keeper
 from holdfast.persistence.ledger import Ledger
 from holdfast.persistence.litter import Litter
@@ -133,8 +134,10 @@ class RunWriter:
         Raises:
             RunInUseError: A live driver holds the run.
             FormatError: A newer Holdfast drove it.
+            ConfigurationError: It is a run of another program's, which is only read.
             StorageError: The directory cannot be used.
         """
+        refuse_foreign(store)
         store.prepare()
         described = {**(configuration or {}), **describe_policy(checkpoint_config)}
         held = lease.acquire(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from holdfast.checkpoint import Checkpoint
 from holdfast.config import RunConfig, ScalingConfig, ValidationConfig
 from holdfast.errors import ConfigurationError
+from holdfast.run import Run
 from holdfast.torch.config import TorchConfig, check_installed
 from holdfast.trainer import DataParallelTrainer
 
@@ -32,6 +35,7 @@ class TorchTrainer(DataParallelTrainer):
         dataset_config: Any = None,
         validation_config: ValidationConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
+        resume_from: Checkpoint | Run | str | os.PathLike[str] | None = None,
     ) -> None:
         """Takes what to run and how; nothing starts before `fit()`.
 
@@ -45,6 +49,7 @@ class TorchTrainer(DataParallelTrainer):
             dataset_config: As for `DataParallelTrainer`.
             validation_config: As for `DataParallelTrainer`.
             metadata: As for `DataParallelTrainer`.
+            resume_from: As for `DataParallelTrainer`.
 
         Raises:
             ConfigurationError: An argument cannot work.
@@ -67,4 +72,5 @@ class TorchTrainer(DataParallelTrainer):
             dataset_config=dataset_config,
             validation_config=validation_config,
             metadata=metadata,
+            resume_from=resume_from,
         )

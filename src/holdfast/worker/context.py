@@ -10,7 +10,7 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.errors import OutsideWorkerError
 from holdfast.stores import Store
 from holdfast.worker.pending import Inbox
-from holdfast.worker.shipping import Storage, unpack_storage
+from holdfast.worker.shipping import Storage, unpack_checkpoint, unpack_storage
 
 if TYPE_CHECKING:
     import socket
@@ -95,7 +95,8 @@ class WorkerState:
         saved_files: The files of that part, as paths below the directory.
         resources: What other parts of the package keep as long as the function runs; closed at its end.
         next_report: The index that the next call of `report` counts.
-        checkpoint: The latest committed checkpoint, the same on every rank at every report.
+        checkpoint: The latest committed checkpoint, the same on every rank at every report; before there is one, the trainer's
+            `resume_from`.
     """
 
     job: Job
@@ -119,6 +120,8 @@ class WorkerState:
         self.next_report = self.job.first_report
         if self.job.checkpoint is not None:
             self.checkpoint = self.committed(self.job.checkpoint, self.job.kept)
+        elif self.job.origin:
+            self.checkpoint = unpack_checkpoint(self.job.origin)
 
     @property
     def run(self) -> Store:
@@ -189,7 +192,7 @@ def get_checkpoint() -> Checkpoint | None:
     After a report it is the newest that was committed; at every report it is the same on every rank.
 
     Returns:
-        None if nothing has been committed in this run.
+        Before anything has been committed in this run, the trainer's `resume_from`, or None.
 
     Raises:
         OutsideWorkerError: Called outside a training function.

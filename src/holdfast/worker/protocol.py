@@ -203,6 +203,8 @@ class Job(Message, frozen=True):
         storage: The store's root and the user's file system object, as `shipping.pack_storage` has them; it may hold secrets. Empty
             where the URL says all.
         checkpoint: Name of the committed checkpoint to resume from, verified by the driver.
+        origin: Where there is none: the checkpoint of somewhere else to begin with, as `shipping.pack_checkpoint` has it; it may hold
+            secrets. Empty where there is none either.
         first_report: The index of this attempt's first report.
         score_attribute: The metric that ranks checkpoints, to be checked where it is reported.
         validates: Whether the trainer has a function that validates checkpoints.
@@ -232,6 +234,7 @@ class Job(Message, frozen=True):
     storage: bytes = b""
     kept: dict[str, str] = {}
     staging: list[str] = []
+    origin: bytes = b""
 
 
 Question = ReportCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed

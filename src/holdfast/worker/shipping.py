@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import cloudpickle
 
+from holdfast.checkpoint import Checkpoint
 from holdfast.errors import SerializationError
 from holdfast.stores import Store, open_store
 from holdfast.stores.secrecy import private_channel
@@ -62,6 +63,29 @@ def pack_storage(root: Store, filesystem: Any) -> bytes:
             f"{error}. Define its class in a module that they can import, or give a URL and storage_options"
         ) from error
     return data
+
+
+def pack_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint of somewhere else for a worker, with its credentials.
+
+    Raises:
+        SerializationError: Its file system object cannot be pickled.
+    """
+    try:
+        with private_channel():
+            data: bytes = cloudpickle.dumps(checkpoint)
+    except Exception as error:
+        raise SerializationError(
+            f"the file system of {checkpoint!r} cannot be sent to the workers: {type(error).__name__}: {error}. Define its class in a "
+            "module that they can import, or give a URL and storage_options"
+        ) from error
+    return data
+
+
+def unpack_checkpoint(data: bytes) -> Checkpoint:
+    """What was packed."""
+    checkpoint: Checkpoint = cloudpickle.loads(data)
+    return checkpoint
 
 
 def unpack_storage(data: bytes, url: str) -> Storage:
