@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ _PARTS_AT_ONCE = 4
 # Of S3 and Google Cloud; Azure has 50,000.
 _MOST_PARTS = 10_000
 _MIB = 1 << 20
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
 def put_descriptor(client: Client, name: str, source: int, size_bytes: int, hasher: Hasher | None) -> None:
@@ -134,6 +136,14 @@ def _settle(client: Client, name: str, nonce: str, size_bytes: int, error: Stora
         StorageError: Nothing is there: what the write itself raised, where that says it.
     """
     found = look(client, name)
+    if isinstance(error, StoreNotFoundError):
+        # What would complete an upload in parts was sent again for want of an answer, and finds none to complete: the server may be
+        # at it still, for minutes where that means copying gigabytes.
+        for pause_s in _PAUSES_S:
+            if found is not None:
+                break
+            time.sleep(pause_s)
+            found = look(client, name)
     if found is None:
         if isinstance(error, (StoreExistsError, StoreNotFoundError)):
             raise StorageUnavailableError(
