@@ -6,7 +6,7 @@ import datetime
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -111,7 +111,7 @@ def acquire(
         store: Rooted at the run's directory.
         name: The run's name, for errors.
         holder: Who asks, as a person wants to read it.
-        survey: Looks at the run; called once the lock is held, and again after a lost race.
+        survey: Looks at the run; called once the lock is held, or the driver before has ended, and again after a lost race.
 
     Raises:
         RunInUseError: A live driver holds the run; the text says who and since when.
@@ -120,13 +120,16 @@ def acquire(
     lock = _lock(store, name, f"{holder}, since {utc_now()}") if store.capabilities.kernel_lock else None
     try:
         for _ in range(_ATTEMPTS):
-            before = _newest_record(store) if lock is None else None
-            if before is not None and not await_end(store, before):
-                raise _in_use(store, name, f"{before.holder}, since {before.created}")
+            epoch = newest_epoch(store) if lock is None else 0
+            before = _record(store, epoch)
+            if before is not None:
+                _refuse_newer(store, [before])
+                if not await_end(store, before):
+                    raise _in_use(store, name, f"{before.holder}, since {before.created}")
             # After the wait, in which the other may have committed its last checkpoints, and a third one come.
             found = survey()
-            _refuse_newer(store, found.catalog)
-            if before is not None and found.catalog.epoch != before.epoch:
+            _refuse_newer(store, found.catalog.epochs.values())
+            if lock is None and found.catalog.epoch != epoch:
                 continue
             record = _next_record(found, holder, configuration or {})
             rival = _create(store, record)
@@ -195,18 +198,17 @@ def _taken_over(store: Store, name: str, newer: EpochRecord) -> RunInUseError:
     )
 
 
-def _newest_record(store: Store) -> EpochRecord | None:
-    """Of the driver that may still live; None where there was none, or its record cannot be understood."""
-    newest = newest_epoch(store)
+def _record(store: Store, epoch: int) -> EpochRecord | None:
+    """Of the driver that may still live; None where there was none (0), or its record cannot be understood."""
     try:
-        return read_epoch(store, newest) if newest else None
+        return read_epoch(store, epoch) if epoch else None
     except FormatError:
         return None
 
 
-def _refuse_newer(store: Store, catalog: Catalog) -> None:
+def _refuse_newer(store: Store, records: Iterable[EpochRecord]) -> None:
     """Reading what a newer Holdfast wrote is fine; to write on in an older format is not."""
-    newest = max((record.format_version for record in catalog.epochs.values()), default=FORMAT_VERSION)
+    newest = max((record.format_version for record in records), default=FORMAT_VERSION)
     if newest > FORMAT_VERSION:
         raise FormatError(
             f"the run at {store.url} was driven by a newer Holdfast (format version {newest}; this one writes "
