@@ -63,7 +63,7 @@ def test_who_gives_way_is_not_heard_of_by_other_threads() -> None:
         found.append(policy())
         found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
-    assert in_a_thread(run) == [os.SCHED_BATCH, before[1] + 5]
+    assert in_a_thread(run) == [os.SCHED_BATCH, min(before[1] + 5, 19)]
     assert (policy(), os.getpriority(os.PRIO_PROCESS, 0)) == before
 
 
