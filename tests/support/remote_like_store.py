@@ -80,7 +80,10 @@ class RemoteLikeStore(Store):
         return False
 
     def confirm(self, directory: str, sizes: Mapping[str, int]) -> Mapping[str, str]:
-        return {key: self._tag(f"{directory}/{key}") for key in sizes}
+        found = {key: self._tag(f"{directory}/{key}") for key in sizes}
+        if any(len(self.read(f"{directory}/{key}")) != size_bytes for key, size_bytes in sizes.items()):
+            raise StorageError("a file has another size")
+        return found
 
     def copy(self, source: str, target: str, size_bytes: int, tag: str) -> bool:
         if not self.exists(source) or self._tag(source) != tag:

@@ -77,7 +77,7 @@ def look(client: Client, name: str, *, probe: bool = False) -> Found | None:
     async def ask() -> Found:
         result = await obstore.get_async(handle, name, options={"head": True})
         attributes = {str(each).lower(): str(value) for each, value in result.attributes.items()}
-        return Found(int(result.meta["size"]), attributes.get(NONCE), result.meta["e_tag"])
+        return Found(int(result.meta["size"]), attributes.get(NONCE), _plain(result.meta["e_tag"]))
 
     try:
         return client.call("look for", name, ask, once=probe)
@@ -303,6 +303,11 @@ def _resends(probe: bool) -> Resends:
     return Resends.SOON_OVER if probe else Resends.NEVER
 
 
+def _plain(e_tag: str | None) -> str | None:
+    # Listings and answers of one server may differ in the quotation marks.
+    return e_tag.strip('"') if e_tag is not None else None
+
+
 def _of_many(client: Client, probe: bool) -> Resends:
     if client.place.service == "http":  # hardly any web server lists
         return Resends.NEVER
@@ -310,4 +315,4 @@ def _of_many(client: Client, probe: bool) -> Resends:
 
 
 def _listed(entry: Mapping[str, Any]) -> Listed:
-    return Listed(str(entry["path"]), int(entry["size"]), entry["last_modified"].timestamp(), entry["e_tag"])
+    return Listed(str(entry["path"]), int(entry["size"]), entry["last_modified"].timestamp(), _plain(entry["e_tag"]))
