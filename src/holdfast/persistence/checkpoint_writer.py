@@ -20,7 +20,6 @@ from holdfast.errors import (
     StorageError,
     StorageInterruptedError,
     StorageUnavailableError,
-    StoreExistsError,
 )
 from holdfast.persistence import layout
 from holdfast.persistence.commit import commit, files_of, make_durable, place_of
@@ -267,7 +266,7 @@ class CheckpointWriter:
                 return
             # What was registered in place is the user's own, and stays.
             if self._in_place is False and self._is_claimed():
-                self._remove_stored(may_grow=self._place == self.name and any(map(_may_come_late, self._futures)))
+                self._remove_stored(may_grow=self._place == self.name and bool(self._traces.unanswered))
             if not unfinished:
                 self._owner.given_up(self.name)
 
@@ -390,9 +389,3 @@ class CheckpointWriter:
             _log.warning("checkpoint %s will be fetched by a restart: %s", self.name, error)
         if failure is not None:
             raise failure
-
-
-def _may_come_late(future: Future[ShardReceipt]) -> bool:
-    """Whether a request may have been given up, of which nobody knows what became."""
-    error = future.exception() if future.done() and not future.cancelled() else None
-    return isinstance(error, StorageError) and not isinstance(error, StoreExistsError)

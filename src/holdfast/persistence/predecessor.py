@@ -36,11 +36,13 @@ class Traces:
         written: Files that one of them has stored.
         found: Files that something else had been stored in the place of: another rank's, or a stranger's.
         samples: Of files that the store could copy by itself, what `sample_of` says.
+        unanswered: Files of which a request had no clear answer: it may have happened, or happen yet.
         tags: What tells the stored files from whatever may lie there later, once the store has confirmed them.
     """
 
     written: set[str] = field(default_factory=set)
     found: set[str] = field(default_factory=set)
+    unanswered: set[str] = field(default_factory=set)
     samples: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
-from holdfast.errors import CheckpointSourceError, ShardModifiedError, StorageError, StoreExistsError
+from holdfast.errors import (
+    CheckpointSourceError,
+    ShardModifiedError,
+    StorageError,
+    StorageInterruptedError,
+    StorageUnavailableError,
+    StoreExistsError,
+)
 from holdfast.persistence import layout
 from holdfast.persistence.digest import FileHasher, digest_fd
 from holdfast.persistence.known_digests import KnownDigests
@@ -127,8 +134,10 @@ def _retried(
     retries: Retries | None = None
     while True:
         try:
-            return step(transfer, file)
+            stored = step(transfer, file)
         except (StorageError, OSError) as error:
+            if isinstance(error, StorageUnavailableError | StorageInterruptedError):
+                transfer.traces.unanswered.add(file.path)
             # A store removes what a failed put has written, or says so with an error that is not retried. So what a
             # retry finds at the key is another rank's, never our own remains.
             retries = retries or Retries(transfer.retry, transfer.stop)
@@ -139,6 +148,9 @@ def _retried(
             if isinstance(error, OSError):
                 _raise_unreadable(transfer.source(file), error)
             raise
+        else:
+            transfer.traces.unanswered.discard(file.path)
+            return stored
 
 
 def _store_special(transfer: FileTransfer, file: StagedFile) -> StoredFile:
