@@ -55,9 +55,9 @@ def _first_line() -> str:
 
 
 @pytest.mark.timeout(240)
-def test_a_run_of_ray_trains_is_read_and_gone_on_with(server) -> None:
-    bucket = server.make_bucket()
-    source = server.url(bucket, "ray results/run")
+def test_a_run_of_ray_trains_is_read_and_gone_on_with(object_server) -> None:
+    bucket = object_server.make_bucket()
+    source = object_server.url(bucket, "ray results/run")
     store = open_store(source)
     for path in RAY_RUN.rglob("*"):
         if path.is_file():
@@ -67,7 +67,7 @@ def test_a_run_of_ray_trains_is_read_and_gone_on_with(server) -> None:
     assert train.Result.from_path(source).metrics["step"] == 4
     result = train.DataParallelTrainer(
         _first_line,
-        run_config=train.RunConfig(name="next", storage_path=server.url(bucket, "exp"), progress="quiet"),
+        run_config=train.RunConfig(name="next", storage_path=object_server.url(bucket, "exp"), progress="quiet"),
         resume_from=source,
     ).fit()
     assert result.return_value == "step 4 of rank 0\n"
