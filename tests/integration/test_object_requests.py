@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,32 +24,12 @@ from holdfast.stores.object_store import ObjectStore
 from holdfast.testing.store import put
 from support.runs import open_run, report, write_files
 from support.s3_proxy import SLOW_DOWN, Fault, Proxy, running_proxy
-from support.s3_server import KEYS, S3Server, running_server
+from support.s3_server import S3Server
 
 SOON_S = 8.0
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with running_server() as server:
-        yield server
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[Proxy]:
-    with running_proxy(server.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture(autouse=True)
-def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-def bucket(server: S3Server) -> str:
-    return server.make_bucket()
+pytestmark = pytest.mark.usefixtures("keys")
 
 
 @pytest.fixture

@@ -22,9 +22,16 @@ from support.runs import open_run, report
 Tell = Callable[[str], None]
 
 
+# Large enough that the checkpoint after it gets it by a link, or by a copy that the store makes.
+FROZEN = bytes(range(256)) * 4096
+
+
 def contents(index: int) -> list[dict[str, bytes]]:
-    """What two ranks report: it follows from the index, so that a reader can tell a mix."""
-    return [{"model": b"m%d" % index * 50, "deep/er": b""}, {"shard": b"s%d" % index, "same": b"x"}]
+    """What two ranks report: it follows from the index, so that a reader can tell a mix; but for what never changes."""
+    return [
+        {"model": b"m%d" % index * 50, "deep/er": b"", "frozen": FROZEN},
+        {"shard": b"s%d" % index, "same": b"x"},
+    ]
 
 
 def open_kind(kind: str, path: Path) -> Store:

@@ -14,7 +14,7 @@ from holdfast.stores.base import Store
 # What changes something in storage; a death between two of these is a death at the later one.
 WRITES = frozenset(
     {
-        "write", "create", "put_file", "adopt_file", "put_symlink", "make_directory", "rename", "delete",
+        "write", "create", "put_file", "adopt_file", "copy", "put_symlink", "make_directory", "rename", "delete",
         "delete_tree", "open_append", "sync", "append",
     }
 )  # fmt: skip

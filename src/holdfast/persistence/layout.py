@@ -143,6 +143,16 @@ def validation_log_key(name: str) -> str:
     return f"{LOGS}/validation/{name}.log"
 
 
+def log_part_key(key: str, part: int) -> str:
+    """Where a log that fills more than one object goes on; part 0 is the log itself."""
+    return f"{key}.{part}" if part else key
+
+
+def log_end_key(key: str) -> str:
+    """Where the last lines of a log are, in a store that cannot append."""
+    return f"{key}.end"
+
+
 def parse_log_directory(directory: str) -> int | None:
     """The attempt of a directory name in `logs/`, or None."""
     found = _LOG_DIRECTORY.match(directory)

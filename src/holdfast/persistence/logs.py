@@ -13,6 +13,7 @@ import threading
 import time
 
 from holdfast.errors import StorageError
+from holdfast.persistence import layout
 from holdfast.stores.base import AppendHandle, Store
 from holdfast.stores.local_copy import read_exactly
 
@@ -72,11 +73,12 @@ class Logs:
         while True:
             with self._changed:
                 self._open = [log for log in self._open if not log.is_done]
-                due = [log for log in self._open if log.is_due()]
+                waits_s = {log: wait_s for log in self._open if (wait_s := log.due_in_s()) is not None}
+                due = [log for log, wait_s in waits_s.items() if wait_s <= 0]
                 if not due:
                     if self._closed:
                         return
-                    self._changed.wait(_FIRST_PAUSE_S / 5 if self._open else None)
+                    self._changed.wait(min(waits_s.values(), default=None))
                     continue
             for log in due:
                 log.send()
@@ -102,6 +104,8 @@ class _GatheredLog:
         with self._changed:
             if self._ended:
                 return
+            if self._sent_bytes == self._size_bytes:
+                self._changed.notify_all()  # the first that has to be sent again
             try:
                 view = memoryview(data)
                 while view:
@@ -125,9 +129,11 @@ class _GatheredLog:
             self._file = -1
         return self._file < 0
 
-    def is_due(self) -> bool:
-        """Whether there is something to be sent now."""
-        return self._sent_bytes < self._size_bytes and (self._ended or time.monotonic() >= self._next_s)
+    def due_in_s(self) -> float | None:
+        """How long what there is to be sent has to wait; None where there is nothing."""
+        if self._sent_bytes == self._size_bytes:
+            return None
+        return 0.0 if self._ended else self._next_s - time.monotonic()
 
     def send(self) -> None:
         """Puts what there is, over what was put before."""
@@ -138,7 +144,7 @@ class _GatheredLog:
             # What has been written does not change any more.
             data = read_exactly(self._file, 0, num_bytes)
             # Dying on the next line leaves the log as it was sent before.
-            self._store.write(f"{self._key}.{self._part}" if self._part else self._key, data)
+            self._store.write(layout.log_part_key(self._key, self._part), data)
         except (StorageError, OSError) as error:
             is_sent = False
             if not self._is_told:
@@ -183,7 +189,7 @@ def append_text(store: Store, key: str, text: str) -> None:
     data = text.encode("utf-8", "surrogateescape")
     try:
         if not store.capabilities.append:
-            store.write(f"{key}.end", data)
+            store.write(layout.log_end_key(key), data)
             return
         log = store.open_append(key)
         try:

@@ -30,8 +30,9 @@ _T = TypeVar("_T")
 _LAST_S = 3.0
 _EACH_S = 1.0
 _STOP_S = 1.0
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 10.0
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 10.0
+"""The pauses before a request is sent again grow from the one to the other."""
 
 
 class Judgement(enum.Enum):
@@ -150,7 +151,7 @@ class _Call(Generic[_T]):
         self._retries = retries
         self._running: asyncio.Future[_T] | None = None
         self._began_s = self._sent_s = 0.0
-        self._pause_s = _FIRST_PAUSE_S
+        self._pause_s = FIRST_PAUSE_S
 
     def begin(self) -> None:
         self._began_s = time.monotonic()
@@ -200,13 +201,13 @@ class _Call(Generic[_T]):
         if judgement is Judgement.TOO_MANY:
             gate.refused(self._sent_s)
         gate.leave()
-        wait_s = random.uniform(_FIRST_PAUSE_S, self._pause_s)
+        wait_s = random.uniform(FIRST_PAUSE_S, self._pause_s)
         lasts_s = time.monotonic() + wait_s - self._began_s
         if judgement is Judgement.FINAL or self._retries <= 0 or lasts_s > self._calls.patience.limit_s:
             self._end(error=error)
             return
         self._retries -= 1
-        self._pause_s = min(3 * self._pause_s, _LONGEST_PAUSE_S)
+        self._pause_s = min(3 * self._pause_s, LONGEST_PAUSE_S)
         asyncio.get_running_loop().call_later(wait_s, self._again)
 
     def _again(self) -> None:

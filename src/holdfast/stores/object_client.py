@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from holdfast.errors import ConfigurationError, StorageAccessError, StorageError
-from holdfast.stores.object_calls import Calls, Judgement, Patience
+from holdfast.stores.object_calls import FIRST_PAUSE_S, LONGEST_PAUSE_S, Calls, Judgement, Patience
 from holdfast.stores.object_errors import is_throttled, object_error, plain_reason
 from holdfast.stores.object_gate import Gate
 from holdfast.stores.object_given import given_credentials
@@ -33,8 +33,6 @@ _MAX_RETRIES = 8
 # A start that cannot work is to be told of soon: the first request of a run is not sent again for as long.
 _PROBE_RETRIES = 2
 _PROBE_LIMIT_S = 10.0
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 10.0
 _CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "http": "HTTPStore"}
 _SERVICES = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Storage"}
 # What the library calls an option that has another name here.
@@ -237,8 +235,8 @@ def _retry_config(ours: Mapping[str, str], resends: Resends) -> dict[str, Any]:
         "max_retries": retries,
         "retry_timeout": datetime.timedelta(seconds=limit_s),
         "backoff": {
-            "init_backoff": datetime.timedelta(seconds=_FIRST_PAUSE_S),
-            "max_backoff": datetime.timedelta(seconds=_LONGEST_PAUSE_S),
+            "init_backoff": datetime.timedelta(seconds=FIRST_PAUSE_S),
+            "max_backoff": datetime.timedelta(seconds=LONGEST_PAUSE_S),
             "base": 2.0,
         },
     }

@@ -97,8 +97,7 @@ def object_error(
         secrets: Texts that must not appear.
     """
     detail = str(error)
-    status = int(found[1]) if (found := _STATUS.search(detail)) else None
-    code = found[1] or found[2] if (found := _CODE.search(detail)) else ""
+    status, code = _answer_in(detail)
     kind, remedy = _judge(type(error).__name__, detail, status, code, service, endpoint)
     if service == "http" and action == "list" and kind in (StorageError, StoreNotFoundError):
         # The library asks by PROPFIND, as WebDAV has it.
@@ -120,10 +119,14 @@ def has_no_ranges(text: str) -> bool:
 
 def is_throttled(error: BaseException) -> bool:
     """Whether a server says that requests come too fast."""
-    detail = str(error)
-    status = int(found[1]) if (found := _STATUS.search(detail)) else None
-    code = found[1] or found[2] if (found := _CODE.search(detail)) else ""
+    status, code = _answer_in(str(error))
     return status in (429, 503) or code in _TOO_FAST
+
+
+def _answer_in(detail: str) -> tuple[int | None, str]:
+    """The status and the code that a server answered with, as far as the library's text has them."""
+    status = int(found[1]) if (found := _STATUS.search(detail)) else None
+    return status, found[1] or found[2] if (found := _CODE.search(detail)) else ""
 
 
 def plain_reason(error: BaseException, secrets: Sequence[str]) -> str:

@@ -102,8 +102,8 @@ class Place:
     """A bucket, and how to reach it.
 
     Attributes:
-        service: `s3`, `gs` or `az`.
-        bucket: The bucket's (or container's) name.
+        service: `s3`, `gs`, `az` or `http`.
+        bucket: The bucket's (or container's) name; a web server's host.
         root: The URL of the whole bucket; it holds no secret.
         options: What the URL and the user said, under the client's names, sorted; it may hold secrets, which a pickle that is
             no private matter of the job's processes leaves out.
