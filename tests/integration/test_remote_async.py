@@ -197,8 +197,8 @@ def loop(config):
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, f"rank-{rank}-0").write_text("step 1")
         train.report({}, train.Checkpoint(directory), checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC)
-    (base / f"up-{rank}").touch()
     try:
+        (base / f"up-{rank}").touch()  # the signal may come before this line has ended
         time.sleep(600)
     finally:
         (base / f"unwound-{rank}").touch()

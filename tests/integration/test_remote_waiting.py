@@ -102,8 +102,8 @@ def loop():
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "model").write_text("weights")
         train.report({}, train.Checkpoint(directory), checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC)
-    (base / "up").touch()
     try:
+        (base / "up").touch()  # the signal may come before this line has ended
         time.sleep(600)
     finally:
         (base / "unwound").touch()
