@@ -118,16 +118,19 @@ def test_a_late_file_of_a_dead_driver_is_never_taken_for_anothers(server: S3Serv
     assert checkpoint.checkpoint.verify() == []
 
 
-def test_a_late_end_of_a_dead_drivers_upload_replaces_nothing(server: S3Server, proxy: Proxy) -> None:
+@pytest.mark.parametrize("name", ["", "chosen"])
+def test_a_late_end_of_a_dead_drivers_upload_makes_nothing(server: S3Server, proxy: Proxy, name: str) -> None:
     bucket = server.make_bucket()
     url = server.url(bucket, "exp", port=proxy.port)
     late = threading.Event()
     # The last step of an upload in parts, which makes the object, and which no condition can be given to.
-    proxy.fail(Fault("POST", "/weights?uploadId", waits_for=late))
-    kill_while_it_asks(url, "", LARGE, lambda: proxy.count("POST", "/weights?uploadId") == 1)
-    second_driver(url, "", LARGE)
+    end = proxy.fail(Fault("POST", "/weights?uploadId", waits_for=late))
+    kill_while_it_asks(url, name, LARGE, lambda: proxy.count("POST", "/weights?uploadId") == 1)
+    assert server.unfinished_uploads(bucket) == 1
+    second_driver(url, name, LARGE)
+    assert server.unfinished_uploads(bucket) == 0
     late.set()
-    wait_until(lambda: server.unfinished_uploads(bucket) == 0, "the late request arrives")
+    assert end.passed_on.wait(LIMIT_S)
     (checkpoint,) = train.Run(server.url(bucket, "exp/run")).checkpoints
     assert checkpoint.metrics == {"driver": 2}
     assert checkpoint.checkpoint.verify() == []

@@ -42,6 +42,7 @@ class Fault:
         stalls: They get no answer and no end.
         drops_header: A header that is taken from them, lower case.
         waits_for: They are held until this is set; then happens what else is said here, or they are passed on.
+        passed_on: Set once the server has answered one of them.
     """
 
     method: str = ""
@@ -54,6 +55,7 @@ class Fault:
     stalls: bool = False
     drops_header: str = ""
     waits_for: threading.Event | None = None
+    passed_on: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -123,6 +125,7 @@ class Proxy:
             lines = [each for each in head.split(b"\r\n") if not each.decode("latin-1").lower().startswith(dropped)]
             server.sendall(b"\r\n".join(lines) + b"\r\nConnection: close\r\n\r\n" + body)
             response = b"".join(iter(lambda: server.recv(1 << 20), b""))
+        fault.passed_on.set()
         if fault.loses_answer:
             _reset(client)
         elif fault.cuts_answer_at is not None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from support.s3_signature import signed_headers
+from holdfast.stores.s3_signature import Keys, signed_headers
 from support.server_process import await_port, free_port, running
 
 KEYS = {
@@ -67,15 +67,10 @@ class S3Server:
         return self.request("GET", f"/{bucket}?uploads").count(b"<UploadId>")
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
-        headers = signed_headers(
-            method,
-            f"127.0.0.1:{self.port}",
-            path,
-            body,
-            access_key=KEYS["AWS_ACCESS_KEY_ID"],
-            secret_key=KEYS["AWS_SECRET_ACCESS_KEY"],
-        )
-        asked = urllib.request.Request(f"{self.endpoint}{path}", data=body or None, method=method, headers=headers)
+        url = f"{self.endpoint}{path}"
+        keys = Keys(KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"])
+        headers = signed_headers(method, url, keys, region=KEYS["AWS_DEFAULT_REGION"], body=body)
+        asked = urllib.request.Request(url, data=body or None, method=method, headers=headers)
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=10) as answer:
             return bytes(answer.read())
 

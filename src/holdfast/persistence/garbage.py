@@ -56,6 +56,12 @@ def collect(store: Store, *, epoch: int) -> list[str]:
     for entry in store.list(layout.PENDING):
         name = entry.key.rpartition("/")[2].removesuffix(".json")
         if name and not layout.is_hidden(name):
+            # First, or what is completed late comes back behind its deletion. The mark says where to look, and stays if nobody could.
+            try:
+                store.give_up_uploads(name)
+            except StorageError as error:
+                _log.warning("%s; the next start tries again", error)
+                continue
             # With a manifest the checkpoint was committed, or its deletion had not begun: only the mark is stale.
             if not store.exists(layout.manifest_key(name)):
                 remove(name, store.delete_tree)

@@ -284,6 +284,16 @@ class Store(ABC):
     def delete(self, key: str) -> None:
         """Removes one object; one that is already gone is no error."""
 
+    def give_up_uploads(self, key: str) -> None:
+        """Ends what processes that are gone had begun to store below `key` and never completed; it cannot be completed any more.
+
+        Nothing where there is no such thing, or nobody may look for it.
+
+        Raises:
+            StorageError: The store did not say.
+        """
+        return
+
     @abstractmethod
     def delete_tree(self, key: str) -> None:
         """Removes a directory and all below it; one that is already gone is no error."""

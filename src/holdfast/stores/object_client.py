@@ -21,11 +21,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from holdfast.errors import ConfigurationError, StorageAccessError, StorageError
+from holdfast.errors import ConfigurationError, StorageError
 from holdfast.stores.object_calls import FIRST_PAUSE_S, LONGEST_PAUSE_S, Calls, Judgement, Patience
 from holdfast.stores.object_errors import is_throttled, object_error, plain_reason
 from holdfast.stores.object_gate import Gate
-from holdfast.stores.object_given import given_credentials
+from holdfast.stores.object_given import given_credentials, profile_credentials
 from holdfast.stores.object_url import CLIENT_OPTIONS, Place, from_environment, is_on
 
 _LIMITS_S = {"connect_timeout": 5.0, "request_timeout": 60.0, "retry_timeout": 120.0}
@@ -194,7 +194,7 @@ class Client:
         if not is_on(options.get("skip_signature")):
             provider = given_credentials(place)
             if provider is None and place.service == "s3" and "access_key_id" not in options:
-                provider = _provider(place, options.get("profile"))
+                provider = profile_credentials(place, options.get("profile"))
             if provider is not None:
                 arguments["credential_provider"] = provider
         store = getattr(importlib.import_module("obstore.store"), _CLASSES[place.service])
@@ -240,32 +240,6 @@ def _retry_config(ours: Mapping[str, str], resends: Resends) -> dict[str, Any]:
             "base": 2.0,
         },
     }
-
-
-def _provider(place: Place, profile: str | None) -> Any:
-    """Gives the credentials of an AWS profile, which obstore does not read itself; None where none is asked for.
-
-    Raises:
-        StorageAccessError: There is no such profile, or boto3, which reads them, is missing.
-    """
-    # As in Amazon's tools: keys of the environment win over its profile, and not over one that was given.
-    if profile is None or (place.option("profile") is None and os.environ.get("AWS_ACCESS_KEY_ID")):
-        return None
-    try:
-        boto3 = importlib.import_module("boto3")
-        found = importlib.import_module("obstore.auth.boto3")
-    except ImportError:
-        raise StorageAccessError(
-            f"Cannot use {place.root!r} with the AWS profile {profile!r}: boto3, which reads profiles, is not installed; "
-            "install it with: pip install boto3"
-        ) from None
-    try:
-        return found.Boto3CredentialProvider(boto3.Session(profile_name=profile))
-    except Exception as error:  # noqa: BLE001 - boto3's errors are no business of this module
-        raise StorageAccessError(
-            f"Cannot use {place.root!r} with the AWS profile {profile!r}: {type(error).__name__}; correct AWS_PROFILE or "
-            "~/.aws/config"
-        ) from None
 
 
 def _library(root: str) -> Any:

@@ -6,9 +6,12 @@ environment to a URL's signature, which may be for less.
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from holdfast.errors import StorageAccessError
 from holdfast.stores.object_url import Place
 
 # By service: options of which the first that was given counts, and what the client calls it.
@@ -26,6 +29,32 @@ def given_credentials(place: Place) -> Callable[[], Mapping[str, Any]] | None:
     # They were given once and are not renewed.
     credentials = {**found, "expires_at": None}
     return lambda: credentials
+
+
+def profile_credentials(place: Place, profile: str | None) -> Any:
+    """Gives the credentials of an AWS profile, which obstore does not read itself; None where none is asked for.
+
+    Raises:
+        StorageAccessError: There is no such profile, or boto3, which reads them, is missing.
+    """
+    # As in Amazon's tools: keys of the environment win over its profile, and not over one that was given.
+    if profile is None or (place.option("profile") is None and os.environ.get("AWS_ACCESS_KEY_ID")):
+        return None
+    try:
+        boto3 = importlib.import_module("boto3")
+        found = importlib.import_module("obstore.auth.boto3")
+    except ImportError:
+        raise StorageAccessError(
+            f"Cannot use {place.root!r} with the AWS profile {profile!r}: boto3, which reads profiles, is not installed; "
+            "install it with: pip install boto3"
+        ) from None
+    try:
+        return found.Boto3CredentialProvider(boto3.Session(profile_name=profile))
+    except Exception as error:  # noqa: BLE001 - boto3's errors are no business of this module
+        raise StorageAccessError(
+            f"Cannot use {place.root!r} with the AWS profile {profile!r}: {type(error).__name__}; correct AWS_PROFILE or "
+            "~/.aws/config"
+        ) from None
 
 
 def _found(place: Place) -> dict[str, str | None] | None:

@@ -12,6 +12,7 @@ from holdfast.stores.local_write import temporary_name
 from holdfast.stores.object_chunks import WHOLE_BYTES, UnexpectedAnswerError, chunks
 from holdfast.stores.object_client import Client, client_of
 from holdfast.stores.object_keys import key_of, name_of
+from holdfast.stores.object_leftovers import give_up_uploads
 from holdfast.stores.object_open import ObjectReader
 from holdfast.stores.object_probe import probe
 from holdfast.stores.object_put import confirm, put_descriptor
@@ -211,6 +212,10 @@ class ObjectStore(Store):
             delete_all(self._client, [entry.name for entry in page])
         if key and is_empty:
             self.delete(key)
+
+    def give_up_uploads(self, key: str) -> None:
+        """One request, and one each; see `object_leftovers` for where."""
+        give_up_uploads(self._place, self._name(key))
 
     def open_append(self, key: str) -> AppendHandle:
         """Not possible.
