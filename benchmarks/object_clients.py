@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.process import JobError, cpu_seconds, forget_peaks, peak_mib
-from benchmarks.servers import end_of, running
 from benchmarks.side import JOBS, Side
+from servers.process import end_of, running
 
 _READY_S = 120.0
 _ANSWER_S = 300.0

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ceph import forget_deleted, running_ceph
+from benchmarks.process import JobError
+from servers.ceph import running_ceph
+from servers.process import ServerError
 
 BUCKET = "bench"
 _KEY, _SECRET = "benchkey", "benchsecret"
+_MEMORY_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,15 @@ def running_server(directory: Path) -> Iterator[ObjectServer]:
     Raises:
         JobError: It is not installed, or does not start.
     """
-    with running_ceph(directory, _KEY, _SECRET) as (port, settings):
-        server = ObjectServer(f"http://127.0.0.1:{port}", lambda: forget_deleted(settings))
-        _make_bucket(server)
-        yield server
+    try:
+        # What is deleted is forgotten when we say so, not beside a measurement.
+        with running_ceph(directory, memory_bytes=_MEMORY_BYTES, forgets=False) as ceph:
+            ceph.add_user("bench", _KEY, _SECRET)
+            server = ObjectServer(f"http://127.0.0.1:{ceph.port}", ceph.forget_deleted)
+            _make_bucket(server)
+            yield server
+    except ServerError as error:
+        raise JobError(str(error)) from error
 
 
 def _make_bucket(server: ObjectServer) -> None:

@@ -18,6 +18,8 @@ import pytest
 import holdfast as train
 import holdfast.stores.local as local_store
 from holdfast import Checkpoint, CheckpointUploadMode, DataParallelTrainer, RunConfig, ScalingConfig
+from support.drivers import Driver
+from support.waiting import LIMIT_S, await_file
 
 ASYNC = CheckpointUploadMode.ASYNC
 
@@ -29,10 +31,7 @@ def gate(tmp_path, monkeypatch):
     copy = local_store.copy_bytes
 
     def gated(*arguments):
-        deadline = time.monotonic() + 60
-        while not path.exists():
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.005)
+        await_file(path)
         copy(*arguments)
 
     monkeypatch.setattr(local_store, "copy_bytes", gated)
@@ -96,8 +95,8 @@ def test_a_worker_killed_right_after_its_report_loses_nothing(tmp_path, gate):
         if train.get_checkpoint() is None:
             report_step(1)
             (base / f"reported-{rank}").touch()
-            while not all((base / f"reported-{each}").exists() for each in (0, 1)):
-                time.sleep(0.001)
+            for each in (0, 1):
+                await_file(base / f"reported-{each}")
             (base / "gate").touch()
             if rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -109,7 +108,9 @@ def test_a_worker_killed_right_after_its_report_loses_nothing(tmp_path, gate):
     assert result.return_value == ([".manifest.json", "rank-0", "rank-1", "sub"], "step 1")
 
 
-def test_a_slower_rank_may_still_complete_a_report_after_another_has_failed(tmp_path):
+def test_a_slower_rank_may_still_complete_a_report_after_another_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr("holdfast.controller.attempt._PROMISE_S", LIMIT_S)
+
     def loop(config):
         if train.get_checkpoint() is not None:
             return "resumed"
@@ -117,8 +118,7 @@ def test_a_slower_rank_may_still_complete_a_report_after_another_has_failed(tmp_
             report_step(1)
             (config["base"] / "failing").touch()
             raise RuntimeError("right after the report")
-        while not (config["base"] / "failing").exists():
-            time.sleep(0.001)
+        await_file(config["base"] / "failing")
         report_step(1)
         time.sleep(60)
         return None
@@ -201,8 +201,7 @@ def test_a_rank_far_behind_is_never_kept_out_by_those_ahead(tmp_path):
     def loop(config):
         base = config["base"]
         if train.get_context().get_world_rank() == 1:
-            while not (base / "ahead").exists():
-                time.sleep(0.001)
+            await_file(base / "ahead")
         for step in range(5):
             if train.get_context().get_world_rank() == 0 and step == 2:
                 (base / "ahead").touch()
@@ -327,8 +326,7 @@ def test_a_file_that_is_written_again_after_the_report_does_not_reach_the_checkp
                 file.write(b"the next")
             (base / "written").touch()
         else:
-            while not (base / "written").exists():
-                time.sleep(0.001)
+            await_file(base / "written")
             with contextlib.suppress(train.ShardModifiedError):
                 train.report({}, checkpoint_upload_mode=ASYNC)
             return
@@ -426,7 +424,7 @@ def watch():
     stopping.set()
 threading.Thread(target=watch, daemon=True).start()
 try:
-    train.DataParallelTrainer(loop, run_config=train.RunConfig(name="run", storage_path=base, stop_grace_s=20)).fit()
+    train.DataParallelTrainer(loop, run_config=train.RunConfig(name="run", storage_path=base, stop_grace_s=600)).fit()
 except train.TrainingInterrupted as error:
     print("interrupted", error.result.checkpoint is not None, flush=True)
 """
@@ -435,14 +433,11 @@ except train.TrainingInterrupted as error:
 def test_a_pending_checkpoint_is_finished_when_the_run_is_stopped(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(STOPPED)
-    driver = subprocess.Popen([sys.executable, script, tmp_path, "opens"], stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "up").exists():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-    driver.send_signal(signal.SIGTERM)
-    (tmp_path / "signalled").touch()
-    out, _ = driver.communicate(timeout=30)
+    with Driver(script, tmp_path, "opens") as driver:
+        driver.await_file(tmp_path / "up")
+        driver.send_signal(signal.SIGTERM)
+        (tmp_path / "signalled").touch()
+        out, _ = driver.communicate(timeout=LIMIT_S)
     assert out.split()[-2:] == ["interrupted", "True"]
     assert kept(tmp_path) == ["checkpoint_000001"]
     assert verified(tmp_path)
@@ -451,13 +446,10 @@ def test_a_pending_checkpoint_is_finished_when_the_run_is_stopped(tmp_path):
 def test_a_killed_driver_leaves_no_half_of_a_pending_checkpoint(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(STOPPED)
-    driver = subprocess.Popen([sys.executable, script, tmp_path, "never"], stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "up").exists():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-    driver.kill()
-    driver.communicate(timeout=30)
+    with Driver(script, tmp_path, "never") as driver:
+        driver.await_file(tmp_path / "up")
+        driver.kill()
+        driver.communicate(timeout=LIMIT_S)
     assert kept(tmp_path) == []
     assert run(lambda config: train.get_checkpoint(), tmp_path, workers=1).return_value is None
     assert not [name for name in os.listdir(tmp_path / "run") if "partial" in name]
@@ -495,8 +487,7 @@ def test_a_failure_that_is_only_warned_of_is_no_error_of_a_rank_that_comes_late(
             (source / "f").write_bytes(b"y" * 2000)
             gate.touch()
             return
-        while not gate.exists():
-            time.sleep(0.01)
+        await_file(gate)
         time.sleep(1)
         pending = train.report({}, checkpoint_upload_mode=ASYNC)
         with pytest.raises(train.ShardModifiedError):

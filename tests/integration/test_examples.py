@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from support.drivers import Driver
+from support.waiting import LIMIT_S
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 # What a reader would look for in the output.
@@ -61,35 +64,32 @@ def test_example(name: str, tmp_path: Path) -> None:
 @needs_rclone
 @pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_in_a_bucket_leaves_nothing_when_it_is_interrupted(told: signal.Signals, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "demo_in_bucket.py")],
+    with Driver(
+        EXAMPLES / "demo_in_bucket.py",
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
         # Ctrl-C comes to all of a terminal's job; here to those that the demo leaves in its session.
         start_new_session=True,
-    )
-    try:
-        said = ""
-        while "checkpoint_000001 committed" not in said:
-            line = process.stdout.readline() if process.stdout else ""
-            assert line, said
-            said += line
-        served = re.search(r"process (\d+)", said)
-        assert served is not None
-        server = int(served[1])
-        assert os.path.exists(f"/proc/{server}") or sys.platform != "linux"
-        os.killpg(process.pid, told)
-        said += process.communicate(timeout=30)[0]
-        assert process.returncode != 0
-        assert "Traceback" not in said
-        with pytest.raises(ProcessLookupError):
-            os.kill(server, 0)
-        # Directories of the user's that are always there, torch's and Holdfast's, are empty.
-        assert [path for path in tmp_path.rglob("*") if not path.is_dir() or "demo" in path.name] == []
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    ) as process:
+        try:
+            said = ""
+            while "checkpoint_000001 committed" not in said:
+                line = process.stdout.readline() if process.stdout else ""
+                assert line, said
+                said += line
+            served = re.search(r"process (\d+)", said)
+            assert served is not None
+            server = int(served[1])
+            assert os.path.exists(f"/proc/{server}") or sys.platform != "linux"
+            os.killpg(process.pid, told)
+            said += process.communicate(timeout=LIMIT_S)[0]
+            assert process.returncode != 0
+            assert "Traceback" not in said
+            with pytest.raises(ProcessLookupError):
+                os.kill(server, 0)
+            # Directories of the user's that are always there, torch's and Holdfast's, are empty.
+            assert [path for path in tmp_path.rglob("*") if not path.is_dir() or "demo" in path.name] == []
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

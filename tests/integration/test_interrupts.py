@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 import holdfast as train
+from support.drivers import Driver
+from support.waiting import LIMIT_S
 
+# Those who are to unwind at their next call are given as long for it as they need.
 SCRIPT = """
 import os, signal, sys, tempfile, time
 from pathlib import Path
 import holdfast as train
-base, behaviour, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+import holdfast.controller.dismissal as dismissal
+base, behaviour, workers, grace_s = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+if behaviour == "good":
+    dismissal._NEXT_CALL_S = grace_s
 def loop():
     for step in range(10**9):
         try:
             with tempfile.TemporaryDirectory(dir=base / "tmp") as directory:
                 Path(directory, "step").write_text(str(step) * 1000)
                 train.report({"step": step}, train.Checkpoint.from_directory(directory) if train.get_context().get_world_rank() == 0 else None)
-            (base / "up").touch()
+            (base / f"up-{train.get_context().get_world_rank()}").touch()
             if behaviour == "busy":
                 time.sleep(600)
         except KeyboardInterrupt:
@@ -40,40 +45,33 @@ def loop():
 before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 try:
     train.DataParallelTrainer(loop, scaling_config=train.ScalingConfig(num_workers=workers),
-        run_config=train.RunConfig(name="run", storage_path=base, checkpoint_config=train.CheckpointConfig(num_to_keep=3))).fit()
+        run_config=train.RunConfig(name="run", storage_path=base, stop_grace_s=grace_s,
+            checkpoint_config=train.CheckpointConfig(num_to_keep=3))).fit()
 except train.TrainingInterrupted as error:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     print("interrupted", error.signum, error.result.metrics["step"], error.result.checkpoint.path, flush=True)
 """
 
 
-def start(tmp_path, behaviour="good", workers=2):
+@contextlib.contextmanager
+def running(tmp_path, behaviour="good", workers=2, grace_s=600.0, script=SCRIPT):
+    """A driver whose workers have each made a report."""
     (tmp_path / "tmp").mkdir()
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    driver = subprocess.Popen(
-        [sys.executable, script, tmp_path, behaviour, str(workers)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "up").exists():
-        assert driver.poll() is None, driver.communicate()
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-    return driver
+    (tmp_path / "script.py").write_text(script)
+    with Driver(tmp_path / "script.py", tmp_path, behaviour, workers, grace_s) as driver:
+        driver.await_file(*[tmp_path / f"up-{rank}" for rank in range(max(1, workers))])
+        yield driver
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_first_signal_ends_the_run_in_order_and_returns_the_result(tmp_path, signum, workers):
-    driver = start(tmp_path, workers=workers)
-    tree = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signum)
-    out, err = driver.communicate(timeout=30)
+    with running(tmp_path, workers=workers) as driver:
+        tree = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signum)
+        out, _ = driver.communicate(timeout=LIMIT_S)
     word, number, step, path = out.split()[-4:]
-    assert (word, int(number)) == ("interrupted", signum), (out, err)
+    assert (word, int(number)) == ("interrupted", signum), out
     found = train.Run(tmp_path / "run")
     assert found.latest.checkpoint.path == path
     assert found.latest.metrics["step"] == int(step)
@@ -86,26 +84,27 @@ def test_the_first_signal_ends_the_run_in_order_and_returns_the_result(tmp_path,
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_function_that_is_busy_elsewhere_is_interrupted_there(tmp_path, workers):
-    driver = start(tmp_path, "busy", workers=workers)
-    begin = time.monotonic()
-    driver.send_signal(signal.SIGTERM)
-    out, err = driver.communicate(timeout=30)
-    assert out.split()[-4:-1] == ["interrupted", str(int(signal.SIGTERM)), "0"], (out, err)
-    assert time.monotonic() - begin < 10  # long before the grace is over
+    with running(tmp_path, "busy", workers=workers) as driver:
+        driver.send_signal(signal.SIGTERM)
+        out, _ = driver.communicate(timeout=LIMIT_S)  # long before the grace is over
+    assert out.split()[-4:-1] == ["interrupted", str(int(signal.SIGTERM)), "0"], out
     assert list((tmp_path / "tmp").iterdir()) == []
     assert driver.returncode == 0
 
 
+# A signal that comes before the one before it was acted on is lost in it.
+STOPPING = "stopping: workers are asked to end"
+
+
 def test_the_second_signal_ends_it_at_once(tmp_path):
-    driver = start(tmp_path, "stubborn")
-    driver.send_signal(signal.SIGINT)
-    threading.Event().wait(0.3)
-    assert driver.poll() is None
-    begin = time.monotonic()
-    driver.send_signal(signal.SIGINT)
-    out, err = driver.communicate(timeout=20)
-    assert "interrupted" in out, (out, err)
-    assert time.monotonic() - begin < 5
+    with running(tmp_path, "stubborn") as driver:
+        driver.send_signal(signal.SIGINT)
+        driver.await_words(STOPPING)
+        threading.Event().wait(0.3)
+        assert driver.poll() is None
+        driver.send_signal(signal.SIGINT)
+        out, _ = driver.communicate(timeout=20)
+    assert "interrupted" in out
     assert all(problems == [] for problems in train.Run(tmp_path / "run").verify().values())
 
 
@@ -138,36 +137,24 @@ except train.TrainingInterrupted as error:
 @pytest.mark.parametrize(("grace_s", "signals"), [(600, 2), (0.3, 1)])
 def test_storage_that_takes_for_ever_does_not_hold_up_the_end(tmp_path, workers, grace_s, signals):
     (tmp_path / "script.py").write_text(STORING)
-    driver = subprocess.Popen(
-        [sys.executable, tmp_path / "script.py", tmp_path, str(workers), str(grace_s)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "up").exists():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-    for _ in range(signals):
+    with Driver(tmp_path / "script.py", tmp_path, workers, grace_s) as driver:
+        driver.await_file(tmp_path / "up")
         driver.send_signal(signal.SIGINT)
-        threading.Event().wait(0.2)
-    out, _ = driver.communicate(timeout=10)
+        driver.await_words(STOPPING)
+        if signals > 1:
+            driver.send_signal(signal.SIGINT)
+        out, _ = driver.communicate(timeout=LIMIT_S)
     assert out.split()[-1] == "interrupted"
     assert train.Run(tmp_path / "run").checkpoints == []
     assert not [name for name in os.listdir(tmp_path / "run") if "partial" in name]
 
 
 def test_what_a_shell_put_into_the_background_ignores_its_ctrl_c(tmp_path):
-    script = SCRIPT.replace("10**9", "100")
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "script.py").write_text("import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + script)
-    driver = subprocess.Popen([sys.executable, tmp_path / "script.py", tmp_path, "good", "2"], stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "up").exists():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-    driver.send_signal(signal.SIGINT)
-    out, _ = driver.communicate(timeout=60)
-    assert (driver.returncode, out) == (0, b"")
+    script = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SCRIPT.replace("10**9", "100")
+    with running(tmp_path, script=script) as driver:
+        driver.send_signal(signal.SIGINT)
+        out, _ = driver.communicate(timeout=LIMIT_S)
+    assert (driver.returncode, out) == (0, "")
 
 
 def test_sys_exit_in_the_own_process_is_a_failure_not_an_interrupt(tmp_path):
@@ -181,18 +168,9 @@ def test_sys_exit_in_the_own_process_is_a_failure_not_an_interrupt(tmp_path):
 
 
 def test_workers_that_do_not_end_are_killed_after_the_grace(tmp_path):
-    script = SCRIPT.replace("storage_path=base,", "storage_path=base, stop_grace_s=0.3,")
-    assert script != SCRIPT
-    (tmp_path / "tmp").mkdir()
-    path = tmp_path / "script.py"
-    path.write_text(script)
-    driver = subprocess.Popen([sys.executable, path, tmp_path, "stubborn", "2"], stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "up").exists():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-    driver.send_signal(signal.SIGINT)
-    out, _ = driver.communicate(timeout=20)
+    with running(tmp_path, "stubborn", grace_s=0.3) as driver:
+        driver.send_signal(signal.SIGINT)
+        out, _ = driver.communicate(timeout=LIMIT_S)
     assert "interrupted" in out
 
 

@@ -33,6 +33,7 @@ from holdfast.stores import Store, open_store
 from holdfast.testing.store import Recorder, put
 from support.s3_proxy import SLOW_DOWN, Fault, Proxy, answer, running_proxy
 from support.s3_server import KEYS, S3Server, running_server
+from support.waiting import wait_until
 
 # Limits that a test can wait for.
 QUICK = {"max_retries": "2", "retry_timeout": "5", "request_timeout": "2", "connect_timeout": "2"}
@@ -464,10 +465,7 @@ def _assert_all_given_back(call: Callable[[], object]) -> None:
     from holdfast.stores.object_memory import budget
 
     call()
-    deadline_s = time.monotonic() + 10
-    while not budget().try_take(budget().limit_bytes):
-        assert time.monotonic() < deadline_s, "memory of the budget is still taken"
-        time.sleep(0.01)
+    wait_until(lambda: budget().try_take(budget().limit_bytes), "no memory of the budget is taken")
     budget().give_back(budget().limit_bytes)
 
 

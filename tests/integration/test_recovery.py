@@ -16,6 +16,8 @@ import pytest
 
 import holdfast as train
 from holdfast import Checkpoint, CheckpointConfig, DataParallelTrainer, FailureConfig, RunConfig, ScalingConfig
+from support.drivers import Driver
+from support.waiting import LIMIT_S, wait_until
 
 
 def run(function, tmp_path, workers=2, config=None, max_failures=0, **options):
@@ -222,15 +224,11 @@ def test_a_driver_killed_in_mid_run_loses_nothing_that_was_reported(tmp_path):
     )
     script.write_text(text.replace("def loop(", f"{told}\ndef loop(", 1))
     for delay in (0.0, 0.013, 0.04):
-        driver = subprocess.Popen([sys.executable, script, tmp_path])
-        deadline = time.monotonic() + 30
-        while not progress.exists() or not progress.read_text():
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.01)
-        threading.Event().wait(delay)
-        driver.kill()
-        driver.wait()
-        threading.Event().wait(0.2)  # the workers end with it; their last write is done
+        with Driver(script, tmp_path) as driver:
+            driver.await_file(progress)
+            threading.Event().wait(delay)
+            driver.kill()
+            driver.communicate(timeout=LIMIT_S)  # the workers end with it; their last write is done
         returned = int(progress.read_text())
         found = train.Run(tmp_path / "run")
         latest = found.latest.metrics["step"]
@@ -289,10 +287,10 @@ def test_a_shard_of_a_dead_attempt_never_mixes_with_the_next(tmp_path):
         directory = tempfile.mkdtemp()
         Path(directory, f"shard-{rank}-of-{size}").write_text("x" * 1000)
         if rank == 1 and size == 3:
-            deadline = time.monotonic() + 5
             run_path = Path(train.get_context().get_storage().experiment_fs_path)
-            while not any("partial" in p.name for p in run_path.iterdir()):  # the others' shards are on their way
-                assert time.monotonic() < deadline
+            wait_until(
+                lambda: any("partial" in p.name for p in run_path.iterdir()), "the others' shards are on their way"
+            )
             os.kill(os.getpid(), signal.SIGKILL)
         train.report({}, Checkpoint(directory), delete_local_checkpoint_after_upload=True)
 
@@ -315,7 +313,8 @@ def test_a_complete_report_is_committed_although_a_rank_dies_meanwhile(tmp_path)
             run_path = Path(train.get_context().get_storage().experiment_fs_path)
 
             def die_once_both_are_being_stored():
-                while len(list(run_path.glob(".*.partial-*/big-*"))) < 2:
+                # Who looks too late finds the checkpoint.
+                while len(list(run_path.glob(".*.partial-*/big-*"))) < 2 and not list(run_path.glob("checkpoint_*")):
                     time.sleep(0.001)
                 os.kill(os.getpid(), signal.SIGKILL)
 

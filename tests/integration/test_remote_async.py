@@ -7,24 +7,22 @@ import itertools
 import math
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 import holdfast as train
 from holdfast import Checkpoint, CheckpointConfig, CheckpointUploadMode, DataParallelTrainer, FailureConfig, RunConfig
 from holdfast.errors import StorageAccessError
 from holdfast.stores import open_store
+from support.drivers import Driver
 from support.runs import names, open_run
 from support.s3_proxy import Fault, answer
+from support.waiting import LIMIT_S, await_end, await_file, beside, wait_until
 
-LIMIT_S = 30
 FIRST, SECOND = "checkpoint_000001/", "checkpoint_000002/"
 DENIED = answer(403, "AccessDenied")
 
@@ -71,54 +69,14 @@ def whole(step, num_files=1):
     return {f"rank-{rank}-{number}": f"step {step}" for rank in range(2) for number in range(num_files)}
 
 
-def await_file(path):
-    deadline_s = time.monotonic() + LIMIT_S
-    while not Path(path).exists():
-        assert time.monotonic() < deadline_s, f"{path} does not come"
-        time.sleep(0.005)
-
-
 def write_whole(path, text):
     """So that whoever waits for the file never finds it empty."""
     path.with_suffix(".new").write_text(text)
     path.with_suffix(".new").rename(path)
 
 
-def await_end(process):
-    """Until a process that is not our child is gone."""
-    deadline_s = time.monotonic() + LIMIT_S
-    with contextlib.suppress(psutil.NoSuchProcess):
-        watched = psutil.Process(process)
-        while watched.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline_s, f"process {process} does not end"
-            time.sleep(0.005)
-
-
 def await_requests(proxy, method, contains, count=1):
-    deadline_s = time.monotonic() + LIMIT_S
-    while proxy.count(method, contains) < count:
-        assert time.monotonic() < deadline_s, f"{method} {contains} is not asked for"
-        time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def beside(function):
-    """Runs something beside the driver, which is this process."""
-    errors = []
-
-    def run():
-        try:
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-    assert errors == []
+    wait_until(lambda: proxy.count(method, contains) >= count, f"{method} {contains} is asked for")
 
 
 def held(proxy, contains=FIRST):
@@ -214,17 +172,17 @@ except train.TrainingInterrupted as error:
 """
 
 
-def start_driver(tmp_path, url, workers, grace_s=60.0):
+@contextlib.contextmanager
+def stopped_driver(tmp_path, url, workers, grace_s=600.0):
     """A driver whose workers have each made their report."""
     (tmp_path / "script.py").write_text(STOPPED)
-    driver = subprocess.Popen(
-        [sys.executable, tmp_path / "script.py", url, tmp_path, str(workers), str(grace_s)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for rank in range(max(1, workers)):
-        await_file(tmp_path / f"up-{rank}")
-    return driver
+    with Driver(tmp_path / "script.py", url, tmp_path, workers, grace_s) as driver:
+        driver.await_file(*files_of_ranks(tmp_path, "up", workers))
+        yield driver
+
+
+def files_of_ranks(base, name, workers):
+    return [base / f"{name}-{rank}" for rank in range(max(1, workers))]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -233,13 +191,12 @@ def test_what_is_on_its_way_when_the_driver_is_told_to_end_is_finished_and_resum
     server, proxy, bucket, url, behind, tmp_path, signum, workers
 ):
     hold = held(proxy)
-    driver = start_driver(tmp_path, url, workers)
-    driver.send_signal(signum)
-    for rank in range(max(1, workers)):
-        await_file(tmp_path / f"unwound-{rank}")
-    assert train.Run(behind).checkpoints == []
-    hold.set()
-    out, _ = driver.communicate(timeout=LIMIT_S)
+    with stopped_driver(tmp_path, url, workers) as driver:
+        driver.send_signal(signum)
+        driver.await_file(*files_of_ranks(tmp_path, "unwound", workers))
+        assert train.Run(behind).checkpoints == []
+        hold.set()
+        out, _ = driver.communicate(timeout=LIMIT_S)
     assert out.split()[0] == "interrupted"
     assert out.split()[1].endswith("/run/checkpoint_000001")
     assert driver.returncode == 0
@@ -256,18 +213,13 @@ def test_a_store_that_does_not_answer_holds_up_the_end_no_longer_than_a_request_
     proxy.fail(Fault("PUT", FIRST, times=-1, stalls=True))
     # A request on its way cannot be broken off: it ends by its own limits, which are a minute or two unless told otherwise.
     quick = f"{url}&request_timeout=2&retry_timeout=2&max_retries=1"
-    driver = start_driver(tmp_path, quick, workers, grace_s)
-    await_requests(proxy, "PUT", FIRST)
-    for _ in range(signals):
-        driver.send_signal(signal.SIGINT)
-        if signals > 1:
-            for rank in range(max(1, workers)):
-                await_file(tmp_path / f"unwound-{rank}")
-    try:
-        out, _ = driver.communicate(timeout=15)
-    finally:
-        driver.kill()
-        driver.communicate()
+    with stopped_driver(tmp_path, quick, workers, grace_s) as driver:
+        await_requests(proxy, "PUT", FIRST)
+        for _ in range(signals):
+            driver.send_signal(signal.SIGINT)
+            if signals > 1:
+                driver.await_file(*files_of_ranks(tmp_path, "unwound", workers))
+        out, _ = driver.communicate(timeout=LIMIT_S)
     assert out.split() == ["interrupted", "None"]
     proxy.heal()
     assert fit(lambda config: restored(), url, workers=1).return_value is None

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,10 +15,11 @@ import pytest
 import holdfast as train
 from holdfast import Checkpoint, DataParallelTrainer, RunConfig, ScalingConfig
 from holdfast.stores import open_store
+from support.drivers import Driver
 from support.s3_proxy import Fault, Proxy, running_proxy
 from support.s3_server import KEYS, S3Server, running_server
+from support.waiting import LIMIT_S, wait_until
 
-LIMIT_S = 30
 SMALL, LARGE = 100_000, 9 << 20
 
 
@@ -38,13 +37,6 @@ def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with running_proxy(server.port) as proxy:
         yield proxy
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, what
-        time.sleep(0.005)
 
 
 DRIVER = """
@@ -65,12 +57,8 @@ train.DataParallelTrainer(
 
 
 def kill_while_it_asks(url: str, name: str, size_bytes: int, is_asked: Callable[[], bool]) -> None:
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, url, name, str(size_bytes)], env={**os.environ, **KEYS})
-    try:
-        wait_until(is_asked, "the first driver stores its file")
-    finally:
-        driver.kill()
-        driver.wait()
+    with Driver(DRIVER, url, name, size_bytes, env={**os.environ, **KEYS}) as driver:
+        driver.wait_until(is_asked, "the first driver stores its file")
 
 
 def report_weights(config: dict[str, object]) -> dict[str, object]:

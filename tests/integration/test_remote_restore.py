@@ -10,7 +10,6 @@ import random
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,8 +25,8 @@ from support.reader_forks import DAMAGED, FAILED, WHOLE, ReaderForks, digests, r
 from support.runs import open_run, report
 from support.s3_proxy import Fault, Proxy, answer, running_proxy
 from support.s3_server import KEYS, S3Server, running_server
+from support.waiting import LIMIT_S, wait_until
 
-LIMIT_S = 30
 # So few tries that a test can wait for the end of them.
 QUICK = {"max_retries": "1", "retry_timeout": "2"}
 FILES = {f"file-{number}": random.Random(number).randbytes(100_000) for number in range(4)}
@@ -100,13 +99,6 @@ def left_over() -> list[str]:
 def states(directory: str) -> dict[str, tuple[int, int, int]]:
     found = {path: os.stat(path) for path in sorted(Path(directory).rglob("*"))}
     return {path.name: (status.st_ino, status.st_mtime_ns, status.st_ctime_ns) for path, status in found.items()}
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, what
-        threading.Event().wait(0.005)
 
 
 def read(url: str, expected: dict[str, str]) -> bool:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +12,10 @@ import pytest
 import holdfast as train
 from holdfast import Checkpoint, CheckpointUploadMode, DataParallelTrainer, RunConfig, ScalingConfig
 from holdfast.stores import open_store
+from support.drivers import Driver
 from support.s3_proxy import Fault
+from support.waiting import LIMIT_S, await_file
 
-LIMIT_S = 30
 MARK = ".holdfast/pending/checkpoint_000001"
 
 
@@ -28,13 +26,6 @@ def fit(function, url, base, *, workers=2, **options):
         scaling_config=ScalingConfig(num_workers=workers),
         run_config=RunConfig(name="run", storage_path=url, progress="quiet", **options),
     ).fit()
-
-
-def await_file(path):
-    deadline_s = time.monotonic() + LIMIT_S
-    while not path.exists():
-        assert time.monotonic() < deadline_s, f"{path} does not come"
-        time.sleep(0.005)
 
 
 def let_go_when(path, hold):
@@ -117,16 +108,12 @@ except train.TrainingInterrupted as error:
 def test_a_signal_is_obeyed_while_the_place_of_a_checkpoint_is_prepared(server, bucket, url, proxy, tmp_path):
     hold = threading.Event()
     proxy.fail(Fault("PUT", MARK, waits_for=hold))
-    driver = subprocess.Popen([sys.executable, "-c", STOPPED, url, tmp_path], stdout=subprocess.PIPE, text=True)
-    try:
-        await_file(tmp_path / "up")
+    with Driver(STOPPED, url, tmp_path) as driver:
+        driver.await_file(tmp_path / "up")
         driver.send_signal(signal.SIGTERM)
-        await_file(tmp_path / "unwound")
+        driver.await_file(tmp_path / "unwound")
         hold.set()
         out, _ = driver.communicate(timeout=LIMIT_S)
-    finally:
-        driver.kill()
-        driver.communicate()
     assert out.split() == ["interrupted", "True"]
     assert not any(train.Run(server.url(bucket, "exp/run")).verify().values())
 

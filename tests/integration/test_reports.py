@@ -11,6 +11,7 @@ import pytest
 
 import holdfast as train
 from holdfast import Checkpoint, CheckpointConfig, DataParallelTrainer, RunConfig, ScalingConfig
+from support.waiting import LIMIT_S, beside, wait_until
 
 
 def run(function, tmp_path, workers=2, **options):
@@ -90,7 +91,7 @@ def test_a_rank_that_returns_ends_the_others_wait_at_once(tmp_path):
 
     start = time.monotonic()
     found = failures(loop, tmp_path)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < LIMIT_S
     assert isinstance(found[0], train.UnevenCallsError)
     assert "rank 1 returned after 2" in str(found[0])
     assert "rank 0 made 3" in str(found[0])
@@ -109,14 +110,23 @@ def test_ranks_in_different_calls_are_told_at_once(tmp_path):
 
 
 def test_a_late_rank_is_named_with_its_stack(tmp_path, capfd):
+    seen = tmp_path / "seen"
+    log = tmp_path / "run" / ".holdfast" / "logs" / "attempt_000001" / "rank_00001.log"
+
     def loop():
         if train.get_context().get_world_rank() == 1:
-            deadline = time.monotonic() + 0.6
-            while time.monotonic() < deadline:  # a_rank_that_is_busy
+            while not seen.exists():  # a_rank_that_is_busy
                 pass
         train.report({})
 
-    run(loop, tmp_path, progress="plain", late_rank_warning_s=0.2)
+    def let_go():
+        try:
+            wait_until(lambda: log.exists() and "in loop" in log.read_text(), "its stack is in its log")
+        finally:
+            seen.touch()
+
+    with beside(let_go):
+        run(loop, tmp_path, progress="plain", late_rank_warning_s=0.2)
     text = "".join(capfd.readouterr())
     assert "rank 0 waits in report for rank 1" in text
     assert "test_reports.py" in text

@@ -11,6 +11,7 @@ import pytest
 
 import holdfast as train
 from holdfast import Checkpoint, CheckpointUploadMode, DataParallelTrainer, RunConfig, ScalingConfig
+from support.waiting import await_file
 
 
 def run(function, tmp_path, workers=2, **options):
@@ -86,8 +87,7 @@ def test_what_is_written_to_after_the_report_fails_by_name(tmp_path):
                 (base / "written").touch()
                 assert "weights" in str(pending.exception(30))
         else:
-            while not (base / "written").exists():
-                pass
+            await_file(base / "written")
             with contextlib.suppress(train.ShardModifiedError):
                 train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
 

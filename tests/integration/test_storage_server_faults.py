@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from holdfast.testing.store import put
 from support.ceph import CephServer
 from support.gcs_server import GoogleServer
 from support.runs import open_run, report
+from support.waiting import await_file, beside
 
 # Functions travel by value: this module cannot be imported by a worker.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -172,22 +172,15 @@ def test_a_bucket_that_vanishes_ends_the_run(google: GoogleServer, monkeypatch, 
     bucket = google.make_bucket()
 
     def remove():
-        deadline_s = time.monotonic() + 30
-        while not (tmp_path / "stored").exists() and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+        await_file(tmp_path / "stored")
         del google.buckets[bucket]
 
-    thread = threading.Thread(target=remove)
-    thread.start()
-    try:
-        with pytest.raises(train.TrainingFailedError, match="there is no such bucket") as caught:
-            train.DataParallelTrainer(
-                report_and_wait,
-                train_loop_config={"base": str(tmp_path)},
-                run_config=train.RunConfig(name="run", storage_path=google.url(bucket, "exp"), progress="quiet"),
-            ).fit()
-    finally:
-        thread.join()
+    with beside(remove), pytest.raises(train.TrainingFailedError, match="there is no such bucket") as caught:
+        train.DataParallelTrainer(
+            report_and_wait,
+            train_loop_config={"base": str(tmp_path)},
+            run_config=train.RunConfig(name="run", storage_path=google.url(bucket, "exp"), progress="quiet"),
+        ).fit()
     assert caught.value.result.metrics["step"] >= 0
 
 

@@ -15,6 +15,8 @@ import pytest
 
 import holdfast as train
 from holdfast import DataParallelTrainer, RunConfig, ScalingConfig
+from support.drivers import Driver
+from support.waiting import LIMIT_S, await_end
 
 QUIET = {"progress": "quiet"}
 
@@ -145,10 +147,7 @@ def test_what_a_worker_started_ends_with_it(tmp_path):
         train.report({"child": child.pid})
 
     child = run(loop, tmp_path, workers=1).metrics["child"]
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(child) and time.monotonic() < deadline:
-        threading.Event().wait(0.01)
-    assert not psutil.pid_exists(child)
+    await_end(child)
 
 
 SCRIPT = """
@@ -164,29 +163,18 @@ train.DataParallelTrainer(loop, scaling_config=train.ScalingConfig(num_workers=2
 """
 
 
-def wait_for(condition, what, timeout_s=30.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
-        threading.Event().wait(0.01)
-
-
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGHUP])
 def test_the_whole_group_ends_with_the_driver_however_it_dies(tmp_path, signum):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    driver = subprocess.Popen([sys.executable, script, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: all((tmp_path / f"pid-{n}").exists() for n in ("0", "1", "driver")), "the workers")
+    with Driver(script, tmp_path) as driver:
+        driver.await_file(*[tmp_path / f"pid-{n}" for n in ("0", "1", "driver")])
         tree = psutil.Process(driver.pid).children(recursive=True)
         assert len(tree) == 3  # the zygote and two workers, nothing else
         driver.send_signal(signum)
-        driver.wait(10)
-        wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree), "the end of all")
-    finally:
-        driver.kill()
-        driver.wait()
-        driver.stdout.close()
+        driver.wait(LIMIT_S)
+        for process in tree:
+            await_end(process.pid)
 
 
 IMPORTING = """
@@ -205,17 +193,14 @@ train.DataParallelTrainer(lambda: print("started"), backend_config=Slow(),
 def test_an_import_that_never_ends_holds_nobody(tmp_path, ending):
     (tmp_path / "script.py").write_text(IMPORTING)
     (tmp_path / "never_imported.py").write_text(f"open({str(tmp_path / 'up')!r}, 'w')\nimport time\ntime.sleep(600)\n")
-    driver = subprocess.Popen([sys.executable, tmp_path / "script.py", tmp_path], stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "up").exists():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.01)
-    tree = psutil.Process(driver.pid).children(recursive=True)
-    assert tree
-    driver.send_signal(signal.Signals[ending])
-    out, _ = driver.communicate(timeout=10)
+    with Driver(tmp_path / "script.py", tmp_path) as driver:
+        driver.await_file(tmp_path / "up")
+        tree = psutil.Process(driver.pid).children(recursive=True)
+        assert tree
+        driver.send_signal(signal.Signals[ending])
+        out, _ = driver.communicate(timeout=LIMIT_S)
     assert "started" not in out
-    _, alive = psutil.wait_procs(tree, timeout=5)
+    _, alive = psutil.wait_procs(tree, timeout=LIMIT_S)
     assert alive == []
 
 
@@ -292,14 +277,14 @@ def test_fit_leaves_no_process_but_the_idle_zygote_and_no_temporary_file(tmp_pat
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     descriptors = psutil.Process().num_fds()
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     for index in range(2):
         run(lambda: train.report({"a": 1}), tmp_path / "runs", name=f"run{index}")
     after = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
     assert len(after) <= 1
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads
     assert psutil.Process().num_fds() <= descriptors + 2  # the warm zygote's socket and its error file
     assert list(temporary.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

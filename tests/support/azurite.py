@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from servers.process import free_port, running
 from support.s3_server import need_packages
-from support.server_process import await_port, free_port, running
 
 ACCOUNT = "testaccount"
 KEY = base64.b64encode(b"the key of the tests' account").decode()
@@ -91,6 +91,5 @@ def running_azurite(directory: Path) -> Iterator[AzureServer]:
         program, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(directory), "--silent",
         "--disableProductStyleUrl", "--skipApiVersionCheck", "--disableTelemetry",
     ]  # fmt: skip
-    with running(command, log, environment={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}) as process:
-        await_port(process, port, log)
+    with running(command, log, port=port, environment={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"}):
         yield AzureServer(port)

@@ -1,76 +1,18 @@
-"""Ceph's RADOS Gateway, the S3 server of many clouds, on a cluster of one node that keeps everything in memory."""
+"""Ceph's RADOS Gateway for the tests: a user of their own, and more where rights are what is tested."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from servers import ceph
 from support.s3_server import KEYS, S3Server, need_packages
-from support.server_process import await_port, free_port, running
 
-_PACKAGES = {"ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd", "radosgw": "radosgw", "ceph": "ceph-common"}
-_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
-_COMMAND_S = 60.0
 _MEMORY_BYTES = 4 << 30
-
-# One copy of everything, no passwords within, no sockets of files (their paths may be too long), few threads.
-_SETTINGS = """
-[global]
-fsid = {fsid}
-mon host = [v2:127.0.0.1:{monitor},v1:127.0.0.1:{old_monitor}]
-mon initial members = a
-public addr = 127.0.0.1
-cluster addr = 127.0.0.1
-ms bind ipv6 = false
-ms mon client mode = crc
-ms mon service mode = crc
-ms mon cluster mode = crc
-auth cluster required = none
-auth service required = none
-auth client required = none
-auth allow insecure global id reclaim = false
-admin socket =
-run dir = {directory}
-crash dir = {directory}
-log file = {directory}/$name.log
-osd pool default size = 1
-osd pool default min size = 1
-osd pool default pg num = 1
-osd pool default pgp num = 1
-osd pool default pg autoscale mode = off
-osd crush chooseleaf type = 0
-mon allow pool size one = true
-mon warn on pool no redundancy = false
-[mon]
-mon data = {directory}/monitor
-mon data avail crit = 1
-[osd]
-osd data = {directory}/storage
-osd objectstore = memstore
-memstore device bytes = {memory_bytes}
-osd op num shards = 2
-osd op num threads per shard = 1
-osd class dir = {classes}
-[client.rgw]
-rgw frontends = beast endpoint=127.0.0.1:{gateway} tcp_nodelay=1
-rgw data = {directory}/gateway
-rgw thread pool size = 32
-rgw rados pool pg num min = 1
-rgw enable usage log = false
-rgw run sync thread = false
-rgw enable quota threads = false
-rgw gc obj min wait = 1
-rgw gc processor period = 5
-rgw gc processor max time = 5
-"""
 
 
 @dataclass(frozen=True)
@@ -78,15 +20,15 @@ class CephServer(S3Server):
     """A running gateway.
 
     Attributes:
-        settings: The cluster's file of settings.
+        cluster: What it is the gateway of.
     """
 
-    settings: Path
+    cluster: ceph.Ceph
 
     def add_user(self, name: str) -> dict[str, str]:
         """The keys of a new user, who owns nothing."""
         keys = {"AWS_ACCESS_KEY_ID": f"key-of-{name}", "AWS_SECRET_ACCESS_KEY": f"secret-of-{name}"}
-        _add_user(self.settings, name, keys)
+        self.cluster.add_user(name, *keys.values())
         return keys
 
 
@@ -98,56 +40,8 @@ def running_ceph(directory: Path) -> Iterator[CephServer]:
         directory: Of the cluster's own, and empty.
     """
     need_packages()
-    missing = [package for program, package in _PACKAGES.items() if shutil.which(program, path=_PATH) is None]
-    if missing:
+    if missing := ceph.missing_packages():
         pytest.skip(f"needs Ceph: apt-get install --no-install-recommends {' '.join(missing)}")
-    monitor, old_monitor, gateway = free_port(), free_port(), free_port()
-    fsid, storage_id = str(uuid.uuid4()), str(uuid.uuid4())
-    for name in ("monitor", "storage", "gateway"):
-        (directory / name).mkdir()
-    classes = next(Path("/usr/lib").glob("*/rados-classes"), Path("/usr/lib/rados-classes"))
-    settings = directory / "ceph.conf"
-    settings.write_text(
-        _SETTINGS.format(
-            fsid=fsid, directory=directory, monitor=monitor, old_monitor=old_monitor, gateway=gateway, classes=classes,
-            memory_bytes=_MEMORY_BYTES,
-        )
-    )  # fmt: skip
-    conf = ("-c", str(settings))
-    with ExitStack() as stack:
-        monitors = directory / "monitors"
-        addresses = f"[v2:127.0.0.1:{monitor},v1:127.0.0.1:{old_monitor}]"
-        _run("monmaptool", "--create", "--addv", "a", addresses, "--fsid", fsid, str(monitors))
-        _run("ceph-mon", *conf, "--mkfs", "-i", "a", "--monmap", str(monitors))
-        stack.enter_context(running([_found("ceph-mon"), *conf, "-f", "-i", "a"], directory / "mon.a.out"))
-        _run("ceph", *conf, "osd", "new", storage_id)
-        _run("ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", storage_id)
-        stack.enter_context(running([_found("ceph-osd"), *conf, "-f", "-i", "0"], directory / "osd.0.out"))
-        log = directory / "client.rgw.out"
-        process = stack.enter_context(running([_found("radosgw"), *conf, "-f", "-n", "client.rgw"], log))
-        await_port(process, gateway, log)
-        _add_user(settings, "test", KEYS)
-        yield CephServer(gateway, settings)
-
-
-def _add_user(settings: Path, name: str, keys: dict[str, str]) -> None:
-    _run(
-        "radosgw-admin", "-c", str(settings), "user", "create", "--uid", name, "--display-name", name,
-        "--access-key", keys["AWS_ACCESS_KEY_ID"], "--secret-key", keys["AWS_SECRET_ACCESS_KEY"],
-    )  # fmt: skip
-
-
-def _found(program: str) -> str:
-    return shutil.which(program, path=_PATH) or program
-
-
-def _run(program: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [_found(program), *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=_COMMAND_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{program} {' '.join(arguments)}: {done.stdout[-1000:]}{done.stderr[-1000:]}"
+    with ceph.running_ceph(directory, memory_bytes=_MEMORY_BYTES) as cluster:
+        cluster.add_user("test", KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"])
+        yield CephServer(cluster.port, cluster)

@@ -13,6 +13,7 @@ from holdfast.persistence.manifest import encode_manifest
 from holdfast.persistence.staging import stage
 from holdfast.persistence.upload import Uploader
 from holdfast.records import Manifest
+from support.drivers import Driver
 from support.remote_like_store import RemoteLikeStore
 
 TESTS = Path(__file__).parent.parent
@@ -70,22 +71,16 @@ def make_remote(tmp_path: Path, *, num_files: int = 4, size_bytes: int = 50_000)
     return remote, manifest
 
 
-def start_reader(tmp_path: Path, *, pause_s: float = 0.0, hold_s: float = 0.0) -> subprocess.Popen[str]:
+def start_reader(tmp_path: Path, *, pause_s: float = 0.0, hold_s: float = 0.0) -> Driver:
     """A process that reads the checkpoint of `make_remote`.
 
     Args:
         pause_s: How long each file's download lasts.
         hold_s: How long it reads; negative: until its standard input is closed.
     """
-    arguments = [str(tmp_path / "remote"), str(tmp_path / "cache"), str(tmp_path / "log"), str(pause_s), str(hold_s)]
+    places = [tmp_path / name for name in ("remote", "cache", "log")]
     path = os.pathsep.join([str(TESTS), *sys.path])
-    return subprocess.Popen(
-        [sys.executable, "-c", _READER, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    return Driver(_READER, *places, pause_s, hold_s, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
 
 
 def downloads(tmp_path: Path) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.stores.s3_signature import Keys, signed_headers
-from support.server_process import await_port, free_port, running
+from servers.process import free_port, running
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "test-access-key",
@@ -92,8 +92,7 @@ def running_server() -> Iterator[S3Server]:
     need_packages(("moto", "moto[server]"), ("flask", "moto[server]"))
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with running(command, environment={**os.environ, **KEYS}) as process:
-        await_port(process, port)
+    with running(command, port=port, environment={**os.environ, **KEYS}):
         yield S3Server(port)
 
 
@@ -109,6 +108,5 @@ def running_rclone(directory: Path) -> Iterator[S3Server]:
     command = [
         rclone, "serve", "s3", "--auth-key", keys, "--addr", f"127.0.0.1:{port}", "--config", os.devnull, str(directory)
     ]  # fmt: skip
-    with running(command, directory.with_suffix(".log"), environment={**os.environ, **KEYS}) as process:
-        await_port(process, port, directory.with_suffix(".log"))
+    with running(command, directory.with_suffix(".log"), port=port, environment={**os.environ, **KEYS}):
         yield S3Server(port)

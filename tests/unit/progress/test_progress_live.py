@@ -14,6 +14,7 @@ from holdfast.metrics import encode_metrics
 from holdfast.progress import Progress, make_progress
 from holdfast.progress.status import Status, format_bytes, format_number
 from support.fake_terminal import FakeTerminal
+from support.waiting import wait_until
 
 
 @pytest.fixture
@@ -93,10 +94,13 @@ def test_nothing_is_drawn_while_nothing_happens(terminal: FakeTerminal) -> None:
     progress = live(terminal)
     progress.started(1, 1, None)
     terminal.wait_for("training")
-    time.sleep(0.25)
-    before = terminal.text()
-    time.sleep(0.35)
-    assert terminal.text() == before
+
+    def rests() -> bool:
+        before = terminal.text()
+        time.sleep(0.35)
+        return terminal.text() == before
+
+    wait_until(rests, "what there was is drawn, and nothing is drawn again")
     progress.close()
 
 

@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from holdfast.stores.local import LocalStore
 from holdfast.stores.local_lock import FileLock, try_lock
+from support.drivers import Driver
+from support.waiting import LIMIT_S
 
 _HOLDER = """
 import sys
@@ -23,17 +27,13 @@ sys.stdin.read()
 """
 
 
-def start_holder(root: Path) -> subprocess.Popen[str]:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", _HOLDER, str(root)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    return holder
+@contextmanager
+def running_holder(root: Path, code: str = _HOLDER, **options: bool) -> Iterator[Driver]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with Driver(code, root, stdin=subprocess.PIPE, env=environment, **options) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield holder
 
 
 def take(store: LocalStore, description: str = "us") -> FileLock:
@@ -44,11 +44,11 @@ def take(store: LocalStore, description: str = "us") -> FileLock:
 
 def test_another_process_holds_it_until_it_is_killed(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
-    holder = start_holder(tmp_path)
-    assert store.lock("lock", "us") == "the other process"
-    holder.send_signal(signal.SIGKILL)
-    holder.communicate(timeout=30)
-    take(store).release()
+    with running_holder(tmp_path) as holder:
+        assert store.lock("lock", "us") == "the other process"
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate(timeout=LIMIT_S)
+        take(store).release()
 
 
 def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path: Path) -> None:
@@ -78,33 +78,23 @@ def test_a_forked_child_keeps_no_lock_of_its_parent(tmp_path: Path) -> None:
 def test_a_child_that_outlives_a_killed_holder_does_not_keep_it(tmp_path: Path) -> None:
     code = _HOLDER.replace(
         "sys.stdin.read()",
-        "import os, time\nif os.fork() == 0:\n    os.write(1, b'forked\\n')\n    time.sleep(20)\n    os._exit(0)\nsys.stdin.read()",
+        "import os, time\nif os.fork() == 0:\n    os.write(1, b'forked\\n')\n    time.sleep(600)\n    os._exit(0)\nsys.stdin.read()",
     )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        start_new_session=True,
-    )
-    assert holder.stdout is not None
-    assert [holder.stdout.readline(), holder.stdout.readline()] == ["held\n", "forked\n"]
-    holder.kill()
-    holder.wait(30)
-    try:
-        take(LocalStore(tmp_path)).release()
-    finally:
-        os.killpg(holder.pid, signal.SIGKILL)
-        holder.stdout.close()
-        if holder.stdin is not None:
-            holder.stdin.close()
+    with running_holder(tmp_path, code, start_new_session=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "forked\n"
+            holder.kill()
+            holder.wait(LIMIT_S)
+            take(LocalStore(tmp_path)).release()
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
 
 
 def test_the_text_of_a_dead_holder_is_not_taken_for_that_of_the_living(tmp_path: Path) -> None:
-    holder = start_holder(tmp_path)
-    holder.kill()
-    holder.communicate(timeout=30)
+    with running_holder(tmp_path) as holder:
+        holder.kill()
+        holder.communicate(timeout=LIMIT_S)
     # Someone who has locked it this instant, and has not come to write his name.
     lock = try_lock(str(tmp_path / "lock"))
     assert lock is not None

@@ -1,7 +1,8 @@
-"""Servers as processes of this machine, on 127.0.0.1, that end with what is measured on them."""
+"""Servers as processes of this machine, on 127.0.0.1, that end with those who use them, however these end."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -10,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.process import JobError
-
 _START_S = 60.0
 _LAST_BYTES = 2000
+
+
+class ServerError(RuntimeError):
+    """A server is not installed, does not start, or does not do what it is told."""
 
 
 def free_port() -> int:
@@ -25,22 +28,26 @@ def free_port() -> int:
 
 @contextmanager
 def running(
-    command: Sequence[str], log: Path, *, port: int | None = None, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    log: Path | None = None,
+    *,
+    port: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Starts a program, and kills it at the end.
 
     Args:
-        log: Where its output goes.
+        log: Where its output goes; to nowhere without one.
         port: It is waited for until it takes connections there.
         environment: All of its environment; ours without one.
 
     Raises:
-        JobError: It does not take connections.
+        ServerError: It does not take connections.
     """
-    # The kernel ends it should this process be killed: nobody else would.
+    # The kernel ends it should this process be killed: nobody else would. It counts from the thread that starts it.
     if setpriv := shutil.which("setpriv"):
         command = [setpriv, "--pdeathsig", "KILL", *command]
-    with open(log, "ab") as output:
+    with open(log or os.devnull, "ab") as output:
         # A session of its own, so that Ctrl-C does not end it under those that use it.
         process = subprocess.Popen(
             command,
@@ -64,7 +71,7 @@ def end_of(log: Path) -> str:
     return log.read_bytes()[-_LAST_BYTES:].decode(errors="replace")
 
 
-def _await_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _await_port(process: subprocess.Popen[bytes], port: int, log: Path | None) -> None:
     deadline_s = time.monotonic() + _START_S
     while True:
         try:
@@ -72,5 +79,6 @@ def _await_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             return
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline_s:
-                raise JobError(f"{process.args!r} takes no connections; it said:\n{end_of(log)}") from None
+                said = f"; it said:\n{end_of(log)}" if log is not None else ""
+                raise ServerError(f"{process.args!r} takes no connections{said}") from None
             time.sleep(0.05)

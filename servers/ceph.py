@@ -8,17 +8,16 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.process import JobError
-from benchmarks.servers import free_port, running
+from servers.process import ServerError, free_port, running
 
 _PACKAGES = {"ceph-mon": "ceph-mon", "ceph-osd": "ceph-osd", "radosgw": "radosgw", "ceph": "ceph-common"}
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
-_COMMAND_S = 120.0
-_MEMORY_BYTES = 8 << 30
+_COMMAND_S = 100.0
 
-# One copy of everything and no passwords within. What is deleted is forgotten when we say so, not beside a measurement.
+# One copy of everything, no passwords within, no sockets of files (their paths may be too long), few threads.
 _SETTINGS = """
 [global]
 fsid = {fsid}
@@ -64,24 +63,65 @@ rgw rados pool pg num min = 1
 rgw enable usage log = false
 rgw run sync thread = false
 rgw enable quota threads = false
-rgw enable gc threads = false
+rgw enable gc threads = {forgets}
 rgw gc obj min wait = 1
+rgw gc processor period = 5
+rgw gc processor max time = 5
 """
 
 
+@dataclass(frozen=True)
+class Ceph:
+    """A running cluster.
+
+    Attributes:
+        port: Its gateway's, on 127.0.0.1.
+        settings: The file of its settings.
+    """
+
+    port: int
+    settings: Path
+
+    def add_user(self, name: str, key: str, secret: str) -> None:
+        """Adds a user with these keys, who owns nothing.
+
+        Raises:
+            ServerError: It fails.
+        """
+        keys = ("--access-key", key, "--secret-key", secret)
+        self._administer("user", "create", "--uid", name, "--display-name", name, *keys)
+
+    def forget_deleted(self) -> None:
+        """Frees the memory of what was deleted, which the gateway does later by itself, if at all.
+
+        Raises:
+            ServerError: It fails.
+        """
+        self._administer("gc", "process", "--include-all")
+
+    def _administer(self, *arguments: str) -> None:
+        _run("radosgw-admin", "-c", str(self.settings), *arguments)
+
+
+def missing_packages() -> list[str]:
+    """What is to be installed before it can run."""
+    return [package for program, package in _PACKAGES.items() if shutil.which(program, path=_PATH) is None]
+
+
 @contextmanager
-def running_ceph(directory: Path, key: str, secret: str) -> Iterator[tuple[int, Path]]:
-    """Starts the cluster, which takes some seconds, and ends it; gives the gateway's port and the file of settings.
+def running_ceph(directory: Path, *, memory_bytes: int, forgets: bool = True) -> Iterator[Ceph]:
+    """Starts the cluster, which takes some seconds, and ends it.
 
     Args:
         directory: Of the cluster's own, and empty.
+        memory_bytes: The most that objects may take.
+        forgets: It frees the memory of what was deleted by itself, whatever is being measured meanwhile.
 
     Raises:
-        JobError: It is not installed, or does not start.
+        ServerError: It is not installed, or does not start.
     """
-    missing = [package for program, package in _PACKAGES.items() if shutil.which(program, path=_PATH) is None]
-    if missing:
-        raise JobError(f"Ceph is not installed: apt-get install --no-install-recommends {' '.join(missing)}")
+    if missing := missing_packages():
+        raise ServerError(f"Ceph is not installed: apt-get install --no-install-recommends {' '.join(missing)}")
     monitor, old_monitor, gateway = free_port(), free_port(), free_port()
     fsid, storage_id = str(uuid.uuid4()), str(uuid.uuid4())
     for name in ("monitor", "storage", "gateway"):
@@ -94,7 +134,8 @@ def running_ceph(directory: Path, key: str, secret: str) -> Iterator[tuple[int, 
             monitor=monitor,
             old_monitor=old_monitor,
             gateway=gateway,
-            memory_bytes=_MEMORY_BYTES,
+            memory_bytes=memory_bytes,
+            forgets=str(forgets).lower(),
             classes=next(Path("/usr/lib").glob("*/rados-classes"), Path("/usr/lib/rados-classes")),
         )
     )
@@ -103,35 +144,13 @@ def running_ceph(directory: Path, key: str, secret: str) -> Iterator[tuple[int, 
     with ExitStack() as stack:
         _run("monmaptool", "--create", "--addv", "a", addresses, "--fsid", fsid, str(monitors))
         _run("ceph-mon", *conf, "--mkfs", "-i", "a", "--monmap", str(monitors))
-        stack.enter_context(running([_found("ceph-mon"), *conf, "-f", "-i", "a"], directory / "mon.out"))
+        stack.enter_context(running([_found("ceph-mon"), *conf, "-f", "-i", "a"], directory / "mon.a.out"))
         _run("ceph", *conf, "osd", "new", storage_id)
         _run("ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", storage_id)
-        stack.enter_context(running([_found("ceph-osd"), *conf, "-f", "-i", "0"], directory / "osd.out"))
+        stack.enter_context(running([_found("ceph-osd"), *conf, "-f", "-i", "0"], directory / "osd.0.out"))
         command = [_found("radosgw"), *conf, "-f", "-n", "client.rgw"]
-        stack.enter_context(running(command, directory / "gateway.out", port=gateway))
-        user = (
-            "user",
-            "create",
-            "--uid",
-            "bench",
-            "--display-name",
-            "bench",
-            "--access-key",
-            key,
-            "--secret-key",
-            secret,
-        )
-        _run("radosgw-admin", *conf, *user)
-        yield gateway, settings
-
-
-def forget_deleted(settings: Path) -> None:
-    """Frees the memory of what was deleted, which the gateway does later by itself.
-
-    Raises:
-        JobError: It fails.
-    """
-    _run("radosgw-admin", "-c", str(settings), "gc", "process", "--include-all")
+        stack.enter_context(running(command, directory / "client.rgw.out", port=gateway))
+        yield Ceph(gateway, settings)
 
 
 def _found(program: str) -> str:
@@ -148,4 +167,4 @@ def _run(program: str, *arguments: str) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise JobError(f"{program} {' '.join(arguments[:4])} failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+        raise ServerError(f"{program} {' '.join(arguments[:4])} failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
