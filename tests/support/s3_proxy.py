@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -63,11 +64,13 @@ class Proxy:
     """A running proxy.
 
     Attributes:
+        tls: How it speaks to clients, where that is encrypted; to the server it never is.
         requests: The first line of each request that came, in order.
     """
 
     port: int
     target_port: int
+    tls: ssl.SSLContext | None = None
     requests: list[str] = field(default_factory=list)
     _faults: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -90,8 +93,11 @@ class Proxy:
 
     def serve(self, client: socket.socket) -> None:
         """One connection, with one request."""
-        with contextlib.suppress(OSError), client:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            stack.enter_context(client)
             client.settimeout(30)
+            if self.tls is not None:
+                client = stack.enter_context(self.tls.wrap_socket(client, server_side=True))
             head = _read_head(client)
             if not head:
                 return
@@ -137,10 +143,10 @@ class Proxy:
 
 
 @contextmanager
-def running_proxy(target_port: int) -> Iterator[Proxy]:
+def running_proxy(target_port: int, *, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
     """A proxy before a port of this machine."""
     listener = socket.create_server(("127.0.0.1", 0))
-    proxy = Proxy(listener.getsockname()[1], target_port)
+    proxy = Proxy(listener.getsockname()[1], target_port, tls)
 
     def accept() -> None:
         while True:

@@ -188,6 +188,9 @@ class Client:
             "client_options": _client_options(ours),
             "retry_config": _retry_config(ours, resends),
         }
+        if place.service == "s3" and _is_encrypted(options):
+            # As Amazon's own libraries: TLS guards the bytes on their way, and a second digest of all of them costs as much as to send them.
+            options.setdefault("unsigned_payload", os.environ.get("AWS_UNSIGNED_PAYLOAD", "true"))
         if place.service != "http":
             names = _NAMES.get(place.service, {})
             arguments["config"] = {names.get(name, name): value for name, value in options.items() if name != "profile"}
@@ -205,6 +208,10 @@ class Client:
                 f"{place.root!r} cannot be used with these options: {plain_reason(error, place.secrets())}; correct those of the "
                 "URL, or the environment"
             ) from None
+
+
+def _is_encrypted(options: Mapping[str, str]) -> bool:
+    return options.get("endpoint", "https://").lower().startswith("https://")
 
 
 def _client_options(ours: dict[str, str]) -> dict[str, Any]:

@@ -79,6 +79,8 @@ _NO_CONNECTION = (
     "failed to lookup",
     "error trying to connect",
 )
+# With the reason as the last word: UnknownIssuer, Expired, …
+_BAD_CERTIFICATE = re.compile(r"InvalidCertificate\((?:\s*\w+\()*\s*(\w+)")
 _NO_RANGES = ("non-partial response", "Range request not supported")
 _TIMED_OUT = ("TimedOut", "operation timed out", "kind: Timeout")
 
@@ -171,6 +173,12 @@ def _judge(
         return StorageError, "this store does not support it"
     if status is not None:
         return StorageError, ""
+    if found := _BAD_CERTIFICATE.search(detail):
+        return (
+            StorageAccessError,
+            f"the certificate of {endpoint} is not trusted here ({found[1]}); set SSL_CERT_FILE to a file with that of its "
+            "authority, or correct the endpoint or this machine's clock",
+        )
     if any(text in detail for text in _NO_CONNECTION):
         return StorageUnavailableError, f"{endpoint} cannot be reached; check the endpoint, the network and the proxy"
     if any(text in detail for text in _TIMED_OUT):
