@@ -12,7 +12,7 @@ import support.crash_scenarios as scenarios
 from holdfast.persistence import layout
 from holdfast.persistence.catalog import load
 from holdfast.persistence.manifest import read_manifest
-from holdfast.persistence.metrics_log import read_lines
+from holdfast.persistence.metrics_log import highest_report, read_lines
 from holdfast.persistence.verify import find_damage
 from holdfast.stores.base import Store
 from support.remote_like_store import RemoteLikeStore
@@ -128,6 +128,18 @@ def test_death_before_any_write_forgets_no_validation_and_no_score(tmp_path, kin
             assert b'"score":%d' % -index in bytes(held[index].metrics)
         writer.close()
         _check_left_overs(tmp_path / str(number) / "run", store, names(writer), set())
+
+
+@pytest.mark.parametrize(("kind", "least"), [("local", 8), ("remote", 20)])
+def test_death_before_any_write_of_the_log_loses_no_line_and_shows_none_twice(tmp_path, kind, least) -> None:
+    count = _tell_all("logging", kind, tmp_path)
+    assert count >= least
+    for number in range(1, count + 1):
+        store = scenarios.open_kind(kind, tmp_path / str(number) / "run")
+        reports, _ = _acknowledged(tmp_path, number)
+        logged = [line.report for line in read_lines(store, {})]
+        assert logged in (reports, [*reports, len(reports) + 1])
+        assert highest_report(store) == len(logged)
 
 
 def _check_left_overs(run: Path, store: Store, kept: list[str], damaged: set[int]) -> None:

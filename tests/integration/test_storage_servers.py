@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import holdfast as train
+from holdfast.persistence import layout
+from holdfast.persistence.metrics_log import MetricsLog, encode_line, read_lines
 from holdfast.stores import open_store
 from support.counting import fit
 
@@ -55,6 +57,17 @@ def _first_line() -> str:
 
 
 @pytest.mark.timeout(240)
+def test_the_metrics_of_a_long_run_are_few_objects(object_server):
+    store = open_store(object_server.url(object_server.make_bucket(), "run"))
+    log = MetricsLog(store, 1, 1)
+    for report in range(1, 131):  # as many seconds
+        log.append(encode_line(report, 1, 1.0, None, b'{"loss":1}', None))
+        log.flush()
+    log.close()
+    assert [line.report for line in read_lines(store, {})] == list(range(1, 131))
+    assert len(list(store.list(layout.METRICS))) <= 60
+
+
 def test_a_run_of_ray_trains_is_read_and_gone_on_with(object_server) -> None:
     bucket = object_server.make_bucket()
     source = object_server.url(bucket, "ray results/run")

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from holdfast.config import CheckpointConfig
+from holdfast.persistence import segments
+from holdfast.persistence.metrics_log import MetricsLog, encode_line
 from holdfast.persistence.writer import RunWriter
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
@@ -133,7 +135,19 @@ def _validating(store: Store, tell: Tell) -> None:
     writer.close()
 
 
+def _logging(store: Store, tell: Tell) -> None:
+    """Reports without checkpoints, each a segment of the log where nothing can be appended, and every third one merges them."""
+    segments._MERGED_AT_ONCE = 3
+    log = MetricsLog(store, 1, 1)
+    for index in range(1, 9):
+        log.append(encode_line(index, 1, 1.0, None, b"{}", None))
+        log.flush()
+        tell(f"report {index}")
+    log.close()
+
+
 STORIES = {
+    "logging": _logging,
     "committing": _committing,
     "strict": _strict,
     "deleting": _deleting,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from holdfast.errors import StorageError
@@ -33,6 +33,10 @@ class WatchedStore:
     def open_append(self, key: str) -> Any:
         self._before("open_append", key)
         return _WatchedAppend(self._store.open_append(key), key, self._before)
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        for key in keys:  # some of them may be gone when this process dies
+            self.delete(key)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._store, name)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
-from holdfast.errors import StorageError, StoreExistsError, StoreNotFoundError
+from holdfast.errors import StorageError, StoreNotFoundError
 from holdfast.persistence import layout
 from holdfast.persistence.reads import read_many
+from holdfast.persistence.segments import Segments
 from holdfast.records import EpochRecord, ReportLine
 from holdfast.stores.base import AppendHandle, Store
 
@@ -24,8 +25,24 @@ _FLUSH_S = 1.0
 # Enough for the last line of nearly any log; a longer one costs a second, larger read.
 _TAIL_BYTES = 64 << 10
 
+_T = TypeVar("_T")
+_Life = tuple[int, int]
+"""An attempt of a driver: epoch, attempt."""
+
 _encode_text = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(ReportLine)
+
+
+class _Segment(NamedTuple):
+    """One that counts.
+
+    Attributes:
+        first_void_report: From which on its lines do not.
+    """
+
+    life: _Life
+    key: str
+    first_void_report: float
 
 
 def encode_line(
@@ -60,7 +77,8 @@ class MetricsLog:
     """The open end of the log, for one attempt of one driver. Safe for threads.
 
     A store that can append takes each line at once; when `append` returns, the line survives the death of this
-    process. On others lines wait in memory for at most a second, and go out together as a segment of their own.
+    process. On others lines wait in memory for at most a second, and go out together as a segment of their own
+    (`segments`).
     """
 
     def __init__(self, store: Store, epoch: int, attempt: int, *, segment_bytes: int = _SEGMENT_BYTES) -> None:
@@ -68,6 +86,7 @@ class MetricsLog:
         self._epoch = epoch
         self._attempt = attempt
         self._segment_bytes = segment_bytes
+        self._segments = Segments(store, lambda number: layout.segment_key(epoch, attempt, number))
         self._segment = 0
         self._size_bytes = 0
         self._handle: AppendHandle | None = None
@@ -108,29 +127,10 @@ class MetricsLog:
                     data = b"".join(self._waiting)
                 if not data:
                     return
-                self._segment += 1
-                try:
-                    stored_bytes = self._create_segment(data)
-                except StorageError:
-                    # Its number is tried again: an answer may have been lost, and the lines must not be there twice.
-                    self._segment -= 1
-                    raise
+                stored_bytes = self._segments.add(data)
                 with self._lock:
                     left = [data[stored_bytes:]] if stored_bytes < len(data) else []
                     self._waiting[:num_lines] = left
-
-    def _create_segment(self, data: bytes) -> int:
-        """How many bytes of the data are in the segment now: all, or those of an earlier try whose answer was lost."""
-        try:
-            # Dying on the next line loses nothing: the segment is whole and will be read.
-            self._store.create(self._key(), data)
-        except StoreExistsError:
-            found = self._store.read(self._key())
-            # A driver that counts as we do, and is still alive, has other lines.
-            if not found or not data.startswith(found):
-                raise
-            return len(found)
-        return len(data)
 
     def close(self) -> None:
         """Ends the attempt's log, on disk where the store can say so; safe to repeat."""
@@ -169,36 +169,60 @@ class MetricsLog:
 def read_lines(store: Store, epochs: Mapping[int, EpochRecord]) -> Iterator[ReportLine]:
     """Every report of a run, across drivers and attempts, in the order in which they were made.
 
+    A driver may merge segments meanwhile (`segments`). So a line that is there twice comes once, and where a segment is gone that was
+    listed, its attempt is listed again.
+
     Args:
         epochs: The run's epoch records: they tell what a replaced driver wrote after its time.
     """
-    valid: list[tuple[str, float]] = []
-    for epoch, attempt, segment in _segments(store):
-        first_attempt, first_report = _limits(epoch, epochs)
-        if attempt < first_attempt:
-            valid.append((layout.segment_key(epoch, attempt, segment), first_report))
+    lost: set[str] = set()
+    begin: _Life | None = (0, 0)
+    while begin is not None:
+        listed = [each for each in _valid_segments(store, epochs) if each.life >= begin]
+        begin = None
 
-    def read(wanted: tuple[str, float]) -> bytes:
-        try:
-            return store.read(wanted[0])
-        except StoreNotFoundError:
-            return b""
+        def read(segment: _Segment) -> bytes | None:
+            try:
+                return store.read(segment.key)
+            except StoreNotFoundError:
+                return None
 
-    # A store that cannot append has a segment for each second of training.
-    for (key, first_report), data in zip(valid, read_many(store, read, valid), strict=True):
-        for line in _decode_lines(data, f"{store.url}/{key}"):
-            if line.report < first_report:
-                yield line
+        # Of one life, by report: the order of segments says nothing where some are left that were merged.
+        lines: dict[int, ReportLine] = {}
+        life: _Life | None = None
+        # A store that cannot append may have many.
+        for segment, data in zip(listed, read_many(store, read, listed), strict=True):
+            if segment.life != life:
+                yield from _in_order(lines)
+                lines, life = {}, segment.life
+            if data is None:
+                # Once: a listing may go on to show what is not there.
+                if segment.key not in lost:
+                    lost.add(segment.key)
+                    begin = life
+                    break
+                continue
+            for line in _decode_lines(data, f"{store.url}/{segment.key}"):
+                if line.report < segment.first_void_report:
+                    lines.setdefault(line.report, line)
+        else:
+            yield from _in_order(lines)
+
+
+def _in_order(lines: Mapping[int, ReportLine]) -> Iterator[ReportLine]:
+    for report in sorted(lines):
+        yield lines[report]
 
 
 def last_line(store: Store, epochs: Mapping[int, EpochRecord]) -> ReportLine | None:
     """The newest report of a run, without reading what lies before it."""
-    for epoch, attempt, segment in reversed(_segments(store)):
-        first_attempt, first_report = _limits(epoch, epochs)
-        if attempt >= first_attempt:
-            continue
-        for line in reversed(_tail(store, layout.segment_key(epoch, attempt, segment))):
-            if line.report < first_report:
+    return _unless_merged(lambda lost: _last_line(store, epochs, lost))
+
+
+def _last_line(store: Store, epochs: Mapping[int, EpochRecord], lost: set[str]) -> ReportLine | None:
+    for segment in reversed(_valid_segments(store, epochs)):
+        for line in reversed(_tail(store, segment.key, lost)):
+            if line.report < segment.first_void_report:
                 return line
     return None
 
@@ -210,19 +234,49 @@ def highest_attempt(store: Store) -> int:
 
 def highest_report(store: Store) -> int:
     """The highest report index in the log, void ones too; 0 where there is none."""
-    newest: dict[tuple[int, int], int] = {}
-    for epoch, attempt, segment in _segments(store):
-        newest[epoch, attempt] = max(segment, newest.get((epoch, attempt), 0))
+    return _unless_merged(lambda lost: _highest_report(store, lost))
 
-    def last_report(of: tuple[tuple[int, int], int]) -> int:
-        (epoch, attempt), segment = of
+
+def _highest_report(store: Store, lost: set[str]) -> int:
+    lives: dict[_Life, list[int]] = {}
+    for epoch, attempt, segment in _segments(store):
+        lives.setdefault((epoch, attempt), []).append(segment)
+
+    def last_report(of: tuple[_Life, list[int]]) -> int:
         # A segment may hold nothing but a torn line: then the one before it ends the attempt.
-        for number in range(segment, 0, -1):
-            if lines := _tail(store, layout.segment_key(epoch, attempt, number)):
+        for number in reversed(of[1]):
+            if lines := _tail(store, layout.segment_key(*of[0], number), lost):
                 return lines[-1].report
         return 0
 
-    return max(read_many(store, last_report, list(newest.items())), default=0)
+    return max(read_many(store, last_report, list(lives.items())), default=0)
+
+
+class _MergedError(Exception):
+    """A segment is gone that was listed."""
+
+
+def _unless_merged(look: Callable[[set[str]], _T]) -> _T:
+    """What a look at the log gives that met no segment which was merged with others after it had been listed.
+
+    Args:
+        look: Takes the keys that were listed and are not there, and adds to them before it raises.
+    """
+    lost: set[str] = set()
+    while True:
+        try:
+            return look(lost)
+        except _MergedError:
+            continue
+
+
+def _valid_segments(store: Store, epochs: Mapping[int, EpochRecord]) -> list[_Segment]:
+    found = []
+    for epoch, attempt, number in _segments(store):
+        first_attempt, first_report = _limits(epoch, epochs)
+        if attempt < first_attempt:
+            found.append(_Segment((epoch, attempt), layout.segment_key(epoch, attempt, number), first_report))
+    return found
 
 
 def _segments(store: Store) -> list[tuple[int, int, int]]:
@@ -239,7 +293,12 @@ def _limits(epoch: int, epochs: Mapping[int, EpochRecord]) -> tuple[float, float
     )
 
 
-def _tail(store: Store, key: str) -> list[ReportLine]:
+def _tail(store: Store, key: str, lost: set[str]) -> list[ReportLine]:
+    """The last lines of a segment.
+
+    Raises:
+        _MergedError: It is not there, which was not known.
+    """
     try:
         with store.open_read(key) as file:
             size = file.seek(0, 2)
@@ -254,7 +313,10 @@ def _tail(store: Store, key: str) -> list[ReportLine]:
             file.seek(0)
             return list(_decode_lines(file.read(), f"{store.url}/{key}"))
     except StoreNotFoundError:
-        return []
+        if key in lost:
+            return []
+        lost.add(key)
+        raise _MergedError from None
 
 
 def _decode_lines(data: bytes, where: str) -> Iterator[ReportLine]:

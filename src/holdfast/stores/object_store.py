@@ -203,6 +203,11 @@ class ObjectStore(Store):
         """One request."""
         delete(self._client, self._name(key))
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """One request, or on some services one each."""
+        if keys:
+            delete_all(self._client, [self._name(key) for key in keys])
+
     def delete_tree(self, key: str) -> None:
         """Deletes by the thousand what a listing shows; where it shows nothing, an object of that very name."""
         prefix = self._name(key)

@@ -247,6 +247,15 @@ class StoreContract:
         store.delete("a.txt")
         assert {entry.key for entry in store.list(recursive=True)} == {"ab/3"}
 
+    def test_many_are_deleted_and_no_others(self, tmp_path: Path) -> None:
+        store = self.make_store(tmp_path)
+        for key in ("a/x", "a/y", "a/ü &+%", "a/z", "b"):
+            store.write(key, b"1")
+        store.delete_many(["a/x", "a/ü &+%", "a/gone already", "b"])
+        assert sorted(entry.key for entry in store.list(recursive=True)) == ["a/y", "a/z"]
+        store.delete_many(["a/gone already"])
+        store.delete_many([])
+
     def test_trees_deleted_by_several_at_once_are_gone(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)
         for number in range(200):

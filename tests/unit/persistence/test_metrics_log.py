@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
 
 import pytest
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError
 from holdfast.metrics import decode_metrics
-from holdfast.persistence import layout
+from holdfast.persistence import layout, segments
 from holdfast.persistence.metrics_log import (
     MetricsLog,
     encode_line,
@@ -17,7 +19,7 @@ from holdfast.persistence.metrics_log import (
 )
 from holdfast.records import EpochRecord
 from holdfast.stores import open_store
-from holdfast.stores.base import Store
+from holdfast.stores.base import Store, StoreEntry
 from support.failing_store import WatchedStore, refuse
 from support.remote_like_store import RemoteLikeStore
 
@@ -188,3 +190,111 @@ def test_a_store_that_does_not_answer_holds_up_no_report(tmp_path) -> None:
     flush.join()
     log.close()
     assert _reports(store) == [1, 2]
+
+
+class _Merging(RemoteLikeStore):
+    """Counts its objects; calls back before the reading of one."""
+
+    before_read: Callable[[str], None] = staticmethod(lambda key: None)
+
+    def read(self, key: str) -> bytes:
+        self.before_read(key)
+        return super().read(key)
+
+    def open_read(self, key: str) -> BinaryIO:
+        self.before_read(key)
+        return super().open_read(key)
+
+    def num_segments(self) -> int:
+        return len(list(self.list(layout.METRICS)))
+
+
+def _flush_each(log: MetricsLog, reports: Iterable[int], metrics: bytes = b"{}") -> None:
+    for report in reports:
+        log.append(_line(report, metrics=metrics))
+        log.flush()
+
+
+def test_a_segment_a_second_does_not_become_an_object_a_second(tmp_path) -> None:
+    store = _Merging(tmp_path)
+    _flush_each(MetricsLog(store, 1, 1), range(1, 601))
+    assert store.num_segments() <= 60
+    assert _reports(store) == list(range(1, 601))
+    assert last_line(store, {}).report == highest_report(store) == 600
+
+
+def test_segments_of_some_size_are_not_merged_again(tmp_path) -> None:
+    store = _Merging(tmp_path)
+    _flush_each(MetricsLog(store, 1, 1), range(1, 11), b'{"a":"%b"}' % (b"x" * 100_000))
+    assert _reports(store) == list(range(1, 11))
+    sizes = [entry.size_bytes for entry in store.list(layout.METRICS)]
+    assert len(sizes) == 4
+    assert max(sizes) < 400_000
+    large = _Merging(tmp_path / "large")
+    _flush_each(MetricsLog(large, 1, 1), range(1, 4), b'{"a":"%b"}' % (b"x" * 1_000_000))
+    assert large.num_segments() == 3
+    assert _reports(large) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("operation", ["create", "delete"])
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_merge_that_fails_or_whose_answer_is_lost_changes_nothing(tmp_path, monkeypatch, operation, is_done) -> None:
+    monkeypatch.setattr(segments, "_MERGED_AT_ONCE", 4)
+    failing = [False]
+
+    class Failing(_Merging):
+        def create(self, key: str, data: bytes) -> None:
+            self._maybe("create", data.count(b"\n") > 1, lambda: super(Failing, self).create(key, data))
+
+        def delete(self, key: str) -> None:
+            self._maybe("delete", True, lambda: super(Failing, self).delete(key))
+
+        def _maybe(self, what: str, is_meant: bool, do: Callable[[], None]) -> None:
+            fails = failing[0] and what == operation and is_meant
+            if is_done or not fails:
+                do()
+            if fails:
+                raise StorageUnavailableError("no answer")
+
+    store = Failing(tmp_path)
+    log = MetricsLog(store, 1, 1)
+    failing[0] = True
+    _flush_each(log, range(1, 10))
+    assert _reports(store) == list(range(1, 10))
+    failing[0] = False
+    _flush_each(log, range(10, 20))
+    assert _reports(store) == list(range(1, 20))
+    assert last_line(store, {}).report == highest_report(store) == 19
+
+
+def test_what_is_merged_while_it_is_read_comes_once_and_whole(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(segments, "_MERGED_AT_ONCE", 10)
+    for look in (_reports, lambda store: [last_line(store, {}).report], lambda store: [highest_report(store)]):
+        for behind in range(9):
+            store = _Merging(tmp_path / f"{id(look)}-{behind}")
+            log = MetricsLog(store, 1, 1)
+            _flush_each(log, range(1, 10))
+            waits = iter([*range(behind), None])
+
+            def merge_then(key: str, log: MetricsLog = log, waits: Iterator[int | None] = waits) -> None:
+                if next(waits, 0) is None:
+                    _flush_each(log, [10])
+
+            store.before_read = merge_then
+            found = look(store)
+            store.before_read = lambda key: None
+            assert found[-1] in (9, 10)
+            assert found in (list(range(1, found[-1] + 1)), [found[-1]])
+            assert _reports(store)[:9] == list(range(1, 10))
+
+
+def test_a_segment_that_is_listed_and_never_there_holds_nobody(tmp_path) -> None:
+    class Ghostly(RemoteLikeStore):
+        def list(self, key: str = "", *, recursive: bool = False) -> Iterator[StoreEntry]:
+            yield from super().list(key, recursive=recursive)
+            yield StoreEntry(layout.segment_key(1, 1, 9), 1, is_directory=False, mtime_s=0.0)
+
+    store = Ghostly(tmp_path)
+    _fill(store, range(1, 4))
+    assert _reports(store) == [1, 2, 3]
+    assert last_line(store, {}).report == highest_report(store) == 3
