@@ -39,6 +39,7 @@ from holdfast.result import Result
 from holdfast.stores import plain_filesystem
 from holdfast.worker import protocol
 from holdfast.worker.backend import BackendConfig
+from holdfast.worker.protocol import ValidationTerms
 from holdfast.worker.shipping import Storage, pack_checkpoint, pack_storage
 from holdfast.worker.validation import pack_defaults, pack_function
 
@@ -82,6 +83,7 @@ class Fit:
         # Packed before anything starts: a function that cannot travel is told of at once.
         self._validation = pack_function(validation) if validation is not None else None
         self._validation_defaults = pack_defaults(validation) if validation is not None else None
+        self._terms = ValidationTerms(validation.keywords, validation.given) if validation is not None else None
         self._origin = Origin(trainer.resume_from) if trainer.resume_from is not None else None
         self._beside: LocalEngine | None = None
 
@@ -270,7 +272,7 @@ class Fit:
             checkpoint=checkpoint,
             first_report=first_report,
             score_attribute=self._config.checkpoint_config.checkpoint_score_attribute,
-            validates=self._validation is not None,
+            validation=self._terms,
         )
 
     def _open_checkpoint(self, name: str) -> Any:

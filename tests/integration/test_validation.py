@@ -316,6 +316,24 @@ def test_bad_input(tmp_path):
     fit(loop, tmp_path, None)
 
 
+def test_arguments_that_the_function_does_not_take_or_lacks_are_told_of_at_the_report(tmp_path):
+    def validate(checkpoint, factor):
+        return {"val": factor}
+
+    def loop(config):
+        with pytest.raises(ConfigurationError, match=r"'factr', which validate\(checkpoint, factor\) does not take"):
+            report(0, ValidationTaskConfig(fn_kwargs={"factor": 2, "factr": 2}))
+        with pytest.raises(ConfigurationError, match="lacks 'factor'"):
+            report(0, ValidationTaskConfig(fn_kwargs={}))
+        for wish in (True, ValidationTaskConfig(timeout_s=60)):
+            with pytest.raises(ConfigurationError, match=r"ValidationConfig.*lacks 'factor'"):
+                report(0, wish)
+        report(0, ValidationTaskConfig(fn_kwargs={"factor": 2}))
+
+    result = fit(loop, tmp_path, validate)
+    assert [each.metrics["val"] for each in train.Run(result.path).checkpoints] == [2]
+
+
 def test_the_zygote_killed_in_mid_validation_costs_a_new_beginning_not_the_outcome(tmp_path):
     def validate(checkpoint, base):
         with open(Path(base, "begun"), "a") as file:
@@ -415,7 +433,7 @@ def test_a_trainer_without_a_function_says_that_some_wait_for_one(tmp_path, capl
 def test_arguments_that_cannot_travel_are_named_before_anything_starts(tmp_path):
     task = ValidationTaskConfig(fn_kwargs={"lock": threading.Lock()})
     with pytest.raises(train.SerializationError, match=r"fn_kwargs\['lock'\]"):
-        fit(print, tmp_path, print, task=task)
+        fit(print, tmp_path, lambda checkpoint, lock: {}, task=task)
     assert not (tmp_path / "run").exists()
 
 

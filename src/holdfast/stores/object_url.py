@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.checks import nearest
 from holdfast.errors import ConfigurationError
 from holdfast.stores.object_options import pairs_of
 from holdfast.stores.secrecy import may_carry_secrets
@@ -186,8 +187,11 @@ def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[s
         if plain in _WITHOUT_MEANING:
             continue
         if plain not in _OPTIONS[service] and plain not in CLIENT_OPTIONS and plain != "scheme":
-            known = ", ".join(sorted(_OPTIONS[service] | CLIENT_OPTIONS | {"scheme"}))
-            raise ConfigurationError(f"{where} has the option {name!r}, which is not known; there are: {known}")
+            known = sorted(_OPTIONS[service] | CLIENT_OPTIONS | {"scheme"})
+            meant = f"; did you mean {found!r}?" if (found := nearest(plain, known)) else ""
+            raise ConfigurationError(
+                f"{where} has the option {name!r}, which is not known; there are: {', '.join(known)}{meant}"
+            )
         _check(plain, value, where)
         options[plain] = value
     scheme = options.pop("scheme", None)

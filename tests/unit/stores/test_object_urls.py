@@ -71,7 +71,7 @@ def test_options_are_those_that_users_of_pyarrow_write() -> None:
     ("url", "says"),
     [
         ("s3:///x", "names no bucket"),
-        ("s3://b/x?regoin=r", "'regoin', which is not known; there are: .*region"),
+        ("s3://b/x?regoin=r", "'regoin', which is not known; there are: .*region.*did you mean .region.\\?"),
         ("s3://b/x?scheme=ftp", "http or https"),
         ("s3://b/x?anonymous=perhaps", "true or false"),
         ("s3://b/x?request_timeout=soon", "must be a number"),
