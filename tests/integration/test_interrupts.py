@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,9 @@ import psutil
 import pytest
 
 import holdfast as train
+from holdfast.controller.ends import Ends
+from holdfast.controller.failure import from_exit
+from holdfast.controller.group import Exit
 
 SCRIPT = """
 import os, signal, sys, tempfile, time
@@ -168,6 +172,70 @@ def test_what_a_shell_put_into_the_background_ignores_its_ctrl_c(tmp_path):
     driver.send_signal(signal.SIGINT)
     out, _ = driver.communicate(timeout=60)
     assert (driver.returncode, out) == (0, b"")
+
+
+FETCHING = """
+import sys, time
+from pathlib import Path
+import holdfast as train, holdfast.origin as origin, holdfast.persistence.writer as writer
+base, where = Path(sys.argv[1]), sys.argv[2]
+def hanging(*args, **kwargs):
+    (base / "up").touch()
+    time.sleep(600)
+if where == "fetch":
+    origin.Origin.open = hanging
+else:
+    writer.lease.acquire = hanging  # as behind a driver that may still live
+try:
+    train.DataParallelTrainer(lambda: None, resume_from=base / "elsewhere",
+        run_config=train.RunConfig(name="run", storage_path=base, progress="quiet")).fit()
+except train.TrainingInterrupted as error:
+    print("interrupted", int(error.signum), error.result and (error.result.checkpoint, error.result.error is error))
+"""
+
+
+@pytest.mark.parametrize(("where", "result"), [("fetch", "(None, True)"), ("open", "None")])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_what_comes_before_the_first_attempt_is_interrupted_where_it_is(tmp_path, signum, where, result):
+    (tmp_path / "script.py").write_text(FETCHING)
+    command = [sys.executable, tmp_path / "script.py", tmp_path, where]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "up").exists():
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    driver.send_signal(signum)
+    out, _ = driver.communicate(timeout=30)
+    assert out.strip() == f"interrupted {int(signum)} {result}"
+    assert driver.returncode == 0
+
+
+def test_a_worker_that_is_interrupted_before_its_function_ends_by_the_signal():
+    connection, files = socket.socketpair(), socket.socketpair()
+    with open(os.devnull, "w") as out, open(os.devnull, "w") as err:
+        descriptors = (connection[1].fileno(), files[1].fileno(), out.fileno(), err.fileno())
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "holdfast.engines.local.child", *map(str, descriptors), str(os.getpid())],
+            pass_fds=descriptors,
+        )
+        deadline = time.monotonic() + 30
+        while os.getsid(worker.pid) != worker.pid:
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
+        threading.Event().wait(0.3)  # it waits for its job
+        worker.send_signal(signal.SIGINT)
+        assert worker.wait(30) == -signal.SIGINT
+    for each in (*connection, *files):
+        each.close()
+
+
+def test_a_rank_that_was_interrupted_because_another_had_failed_is_no_failure_of_its_own():
+    ends = Ends()
+    assert ends.fail(0, ValueError("of itself"))
+    assert not ends.fail(1, from_exit(1, Exit(-signal.SIGINT)), interrupted=True)
+    assert not ends.fail(2, from_exit(2, Exit(-signal.SIGSEGV)))
+    assert (set(ends.failures), set(ends.aftermath)) == ({0, 2}, {1})
 
 
 def test_sys_exit_in_the_own_process_is_a_failure_not_an_interrupt(tmp_path):

@@ -60,7 +60,7 @@ def report(
             `get_context().get_storage().build_checkpoint_path_from_name(name)`, and returns where.
         validation: Whether the checkpoint is validated beside training, by the function of the trainer's
             `ValidationConfig`; a `ValidationTaskConfig` gives arguments and a time limit of its own. It is kept until that has an
-            outcome. One rank's wish is enough; the lowest rank's counts.
+            outcome. One rank's wish is enough; the lowest rank's counts. Some rank must report a checkpoint.
 
     Returns:
         A `PendingCheckpoint`: done, or in `ASYNC` mode on its way.
