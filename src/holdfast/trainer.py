@@ -17,7 +17,7 @@ from holdfast.controller.callbacks import UserCallback
 from holdfast.errors import ConfigurationError
 from holdfast.fit import Fit
 from holdfast.origin import Origin
-from holdfast.progress import make_progress
+from holdfast.progress import make_progress, warnings_shown
 from holdfast.result import Result
 from holdfast.run import Run
 from holdfast.signatures import takes_config
@@ -148,7 +148,8 @@ class DataParallelTrainer:
             score_order=kept.checkpoint_score_order,
         )
         try:
-            return Fit(self, payload, name, root, progress).run()
+            with warnings_shown(progress):
+                return Fit(self, payload, name, root, progress).run()
         finally:
             progress.close()
 

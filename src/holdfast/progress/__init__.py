@@ -10,10 +10,11 @@ from holdfast.checks import check_choice
 from holdfast.config import PROGRESS_MODES, ScoreOrder
 from holdfast.progress.base import Progress as Progress
 from holdfast.progress.lines import LineProgress
+from holdfast.progress.logged import warnings_shown as warnings_shown
 from holdfast.progress.quiet import QuietProgress
 from holdfast.progress.status import Status
 
-__all__ = ["Progress", "make_progress"]
+__all__ = ["Progress", "make_progress", "warnings_shown"]
 
 _VARIABLE = "HOLDFAST_PROGRESS"
 
