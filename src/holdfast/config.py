@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from holdfast.checks import check_amount, check_choice, check_int, check_seconds, check_variables
 from holdfast.errors import ConfigurationError
 from holdfast.signatures import Keywords
-from holdfast.urls import shown_url
+from holdfast.urls import has_options, shown_url
 
 if TYPE_CHECKING:
     from holdfast.controller.callbacks import UserCallback
@@ -259,6 +259,10 @@ class RunConfig:
             raise ConfigurationError(f"RunConfig.storage_path must be a path or URI, not {self.storage_path!r}")
         if isinstance(self.storage_path, str) and not self.storage_path:
             raise ConfigurationError("RunConfig.storage_path is empty; give a directory, or None for the default")
+        if "?" in (self.name or "") and has_options(self.storage_path) and self.storage_filesystem is None:
+            raise ConfigurationError(
+                f"RunConfig.name {self.name!r} holds '?', which in a URL begins its options: nobody could give the run's URL; leave it out"
+            )
         if self.storage_filesystem is not None and self.storage_path is None:
             raise ConfigurationError("RunConfig.storage_filesystem needs a storage_path: the directory in it")
         if self.storage_options is not None and not isinstance(self.storage_options, Mapping):

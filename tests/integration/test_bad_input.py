@@ -83,6 +83,7 @@ def _task(**fn_kwargs):
         (lambda: FailureConfig(max_failures=-2), "at least -1"),
         (lambda: RunConfig(name="a/b"), "'/'"),
         (lambda: RunConfig(name=".hidden"), "begin with a dot"),
+        (lambda: RunConfig(name="what?", storage_path="s3://bucket/runs"), "'?', which in a URL begins its options"),
         (lambda: RunConfig(name=""), "must not be empty"),
         (lambda: RunConfig(durability="maybe"), "durability"),
         (lambda: RunConfig(progress="loud"), "progress"),

@@ -96,6 +96,7 @@ _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", 
 _SWITCHES = frozenset({"allow_http", "skip_signature", "virtual_hosted_style_request"})
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _SHORTEST_SECRET = 4
+_NO_OPTION = ". A '?' begins the options of a URL: no directory's name can have one there"
 
 
 @dataclass(frozen=True, repr=False)
@@ -191,6 +192,7 @@ def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[s
             meant = f"; did you mean {found!r}?" if (found := nearest(plain, known)) else ""
             raise ConfigurationError(
                 f"{where} has the option {name!r}, which is not known; there are: {', '.join(known)}{meant}"
+                + (_NO_OPTION if "/" in name else "")
             )
         _check(plain, value, where)
         options[plain] = value
