@@ -18,6 +18,7 @@ from holdfast.persistence import layout
 from holdfast.persistence.staging import check_directory, stage
 from holdfast.records import StagedShard
 from holdfast.reported import ReportedCheckpoint, status_of
+from holdfast.urls import has_options
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
 from holdfast.worker.context import WorkerState, current
@@ -181,6 +182,11 @@ def _with_checkpoint(
         )
     if name is not None:
         layout.check_name(name, "report(checkpoint_dir_name=...)")
+        if "?" in name and has_options(state.job.storage_url):
+            raise ConfigurationError(
+                f"report(checkpoint_dir_name=...) {name!r} holds '?', which in a URL begins its options: nobody could give the checkpoint's "
+                "URL; leave it out"
+            )
     in_place = mode is CheckpointUploadMode.NO_UPLOAD
     if upload is not None:
         checkpoint = _upload_by_user(state, checkpoint, name, upload)
