@@ -7,16 +7,23 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from holdfast.checks import check_amount, check_choice, check_int, check_seconds, check_variables
 from holdfast.errors import ConfigurationError
-from holdfast.urls import shown_url
+from holdfast.signatures import Keywords
+from holdfast.urls import has_options, shown_url
 
 if TYPE_CHECKING:
     from holdfast.controller.callbacks import UserCallback
 
 _PLACEMENTS = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
+# `memory` is what Ray places workers by; one machine has nothing to choose.
+_RESOURCES = ("CPU", "GPU", "memory")
 ScoreOrder = Literal["max", "min"]
+SCORE_ORDERS: Final = get_args(ScoreOrder)
+ProgressMode = Literal["auto", "live", "plain", "quiet"]
+PROGRESS_MODES: Final = get_args(ProgressMode)
 
 
 class CheckpointUploadMode(enum.Enum):
@@ -43,29 +50,6 @@ class CheckpointConsistencyMode(enum.Enum):
     VALIDATED = "VALIDATED"
 
 
-def _check_int(what: str, value: object, minimum: int, hint: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigurationError(f"{what} must be a whole number, not {value!r}; {hint}")
-    if value < minimum:
-        raise ConfigurationError(f"{what} must be at least {minimum}, not {value}; {hint}")
-
-
-def _check_seconds(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ConfigurationError(f"{what} must be seconds, 0 or more, not {value!r}")
-
-
-def _check_variables(variables: object) -> None:
-    what = "RunConfig.worker_runtime_env['env_vars']"
-    if variables is None:
-        return
-    if not isinstance(variables, Mapping):
-        raise ConfigurationError(f"{what} must be a dict of names to values, not {variables!r}")
-    for name, value in variables.items():
-        if not isinstance(name, str) or not name or "=" in name or "\0" in name or "\0" in str(value):
-            raise ConfigurationError(f"{what} holds {name!r}: {value!r}, which no environment can")
-
-
 @dataclass(frozen=True, kw_only=False)
 class ScalingConfig:
     """How many workers, and what each one gets.
@@ -74,7 +58,8 @@ class ScalingConfig:
         num_workers: Processes that run the function; 0 runs it in this process.
             Of an elastic range `(min, max)` the local engine takes the upper end.
         use_gpu: One GPU a worker, by `CUDA_VISIBLE_DEVICES`.
-        resources_per_worker: `{"GPU": n}` gives n whole GPUs a worker; `{"CPU": n}` its number of threads.
+        resources_per_worker: `{"GPU": n}` gives n whole GPUs a worker; `{"CPU": n}` its number of threads;
+            `{"memory": n}` limits nothing.
         placement_strategy: For engines with several nodes; one node ignores it.
         accelerator_type: As `placement_strategy`.
         label_selector: As `placement_strategy`.
@@ -92,13 +77,13 @@ class ScalingConfig:
             if len(self.num_workers) != 2:
                 raise ConfigurationError(f"ScalingConfig.num_workers {self.num_workers!r} must be (min, max)")
             for value in self.num_workers:
-                _check_int("ScalingConfig.num_workers", value, 1, "an elastic range is (min, max) with min >= 1")
+                check_int("ScalingConfig.num_workers", value, 1, "an elastic range is (min, max) with min >= 1")
             if self.num_workers[0] > self.num_workers[1]:
                 raise ConfigurationError(
                     f"ScalingConfig.num_workers {self.num_workers!r} has its minimum above its maximum"
                 )
         else:
-            _check_int(
+            check_int(
                 "ScalingConfig.num_workers",
                 self.num_workers,
                 0,
@@ -106,23 +91,21 @@ class ScalingConfig:
             )
         if not isinstance(self.use_gpu, bool):
             raise ConfigurationError(f"ScalingConfig.use_gpu must be True or False, not {self.use_gpu!r}")
-        if self.placement_strategy not in _PLACEMENTS:
-            raise ConfigurationError(
-                f"ScalingConfig.placement_strategy must be one of {', '.join(_PLACEMENTS)}, not {self.placement_strategy!r}"
-            )
+        check_choice("ScalingConfig.placement_strategy", self.placement_strategy, _PLACEMENTS)
         if self.resources_per_worker is not None and not isinstance(self.resources_per_worker, Mapping):
             raise ConfigurationError(
                 f"ScalingConfig.resources_per_worker must be a dict such as {{'CPU': 2}}, not {self.resources_per_worker!r}"
             )
         for name, amount in (self.resources_per_worker or {}).items():
-            if name not in ("CPU", "GPU") and str(name).upper() in ("CPU", "GPU"):
+            if name not in _RESOURCES:
+                # As Ray's other arguments call them; by letters a TPU is near a GPU.
+                plain = str(name).lower().removeprefix("num_").removesuffix("s")
+                meant = next((each for each in _RESOURCES if each.lower() == plain), None)
                 raise ConfigurationError(
-                    f"ScalingConfig.resources_per_worker names {name!r}; write {str(name).upper()!r}"
+                    f"ScalingConfig.resources_per_worker names {name!r}, which "
+                    + (f"means nothing here; write {meant!r}" if meant else "one machine cannot honour; leave it out")
                 )
-            if isinstance(amount, bool) or not isinstance(amount, int | float) or not amount >= 0:
-                raise ConfigurationError(
-                    f"ScalingConfig.resources_per_worker[{name!r}] must be 0 or more, not {amount!r}"
-                )
+            check_amount(f"ScalingConfig.resources_per_worker[{name!r}]", amount)
         gpus = (self.resources_per_worker or {}).get("GPU")
         if gpus is not None and gpus > 0 and not self.use_gpu:
             raise ConfigurationError(
@@ -156,16 +139,13 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         if self.num_to_keep is not None:
-            _check_int(
+            check_int(
                 "CheckpointConfig.num_to_keep",
                 self.num_to_keep,
                 1,
                 "None keeps all; to keep nothing, report no checkpoint",
             )
-        if self.checkpoint_score_order not in ("max", "min"):
-            raise ConfigurationError(
-                f"CheckpointConfig.checkpoint_score_order must be 'max' or 'min', not {self.checkpoint_score_order!r}"
-            )
+        check_choice("CheckpointConfig.checkpoint_score_order", self.checkpoint_score_order, SCORE_ORDERS)
         attribute = self.checkpoint_score_attribute
         if attribute is not None and (not isinstance(attribute, str) or not attribute):
             raise ConfigurationError(
@@ -193,8 +173,8 @@ class FailureConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_failures", "controller_failure_limit", "max_preemption_failures"):
-            _check_int(f"FailureConfig.{name}", getattr(self, name), -1, "-1 means no limit")
-        _check_seconds("FailureConfig.preemption_grace_s", self.preemption_grace_s)
+            check_int(f"FailureConfig.{name}", getattr(self, name), -1, "-1 means no limit")
+        check_seconds("FailureConfig.preemption_grace_s", self.preemption_grace_s)
 
 
 @dataclass(frozen=True)
@@ -238,7 +218,7 @@ class RunConfig:
     worker_runtime_env: Mapping[str, Any] | None = None
     logging_config: Any = None
     durability: Literal["background", "strict"] = "background"
-    progress: Literal["auto", "live", "plain", "quiet"] = "auto"
+    progress: ProgressMode = "auto"
     stop_grace_s: float = 30.0
     late_rank_warning_s: float = 30.0
     late_rank_timeout_s: float | None = 1800.0
@@ -273,16 +253,16 @@ class RunConfig:
                 object.__setattr__(self, what, kind())
             elif not isinstance(value, kind):
                 raise ConfigurationError(f"RunConfig.{what} must be a {kind.__name__}, not {value!r}")
-        if self.durability not in ("background", "strict"):
-            raise ConfigurationError(f"RunConfig.durability must be 'background' or 'strict', not {self.durability!r}")
-        if self.progress not in ("auto", "live", "plain", "quiet"):
-            raise ConfigurationError(
-                f"RunConfig.progress must be 'auto', 'live', 'plain' or 'quiet', not {self.progress!r}"
-            )
+        check_choice("RunConfig.durability", self.durability, ("background", "strict"))
+        check_choice("RunConfig.progress", self.progress, PROGRESS_MODES)
         if self.storage_path is not None and not isinstance(self.storage_path, str | os.PathLike):
             raise ConfigurationError(f"RunConfig.storage_path must be a path or URI, not {self.storage_path!r}")
         if isinstance(self.storage_path, str) and not self.storage_path:
             raise ConfigurationError("RunConfig.storage_path is empty; give a directory, or None for the default")
+        if "?" in (self.name or "") and has_options(self.storage_path) and self.storage_filesystem is None:
+            raise ConfigurationError(
+                f"RunConfig.name {self.name!r} holds '?', which in a URL begins its options: nobody could give the run's URL; leave it out"
+            )
         if self.storage_filesystem is not None and self.storage_path is None:
             raise ConfigurationError("RunConfig.storage_filesystem needs a storage_path: the directory in it")
         if self.storage_options is not None and not isinstance(self.storage_options, Mapping):
@@ -293,28 +273,25 @@ class RunConfig:
             raise ConfigurationError(f"RunConfig.callbacks must be a list of callbacks, not {self.callbacks!r}")
         if self.worker_runtime_env is not None and not isinstance(self.worker_runtime_env, Mapping):
             raise ConfigurationError(f"RunConfig.worker_runtime_env must be a dict, not {self.worker_runtime_env!r}")
-        _check_variables((self.worker_runtime_env or {}).get("env_vars"))
+        check_variables("RunConfig.worker_runtime_env['env_vars']", (self.worker_runtime_env or {}).get("env_vars"))
         unknown = set(self.worker_runtime_env or {}) - {"env_vars"}
         if unknown:
             raise ConfigurationError(
                 f"RunConfig.worker_runtime_env: {sorted(unknown)} cannot be honoured by local workers, which share this "
                 "process's installation; only 'env_vars' can"
             )
-        _check_seconds("RunConfig.stop_grace_s", self.stop_grace_s)
-        _check_seconds("RunConfig.late_rank_warning_s", self.late_rank_warning_s)
+        check_seconds("RunConfig.stop_grace_s", self.stop_grace_s)
+        check_seconds("RunConfig.late_rank_warning_s", self.late_rank_warning_s)
         hint = "so many checkpoints wait while an earlier one is being stored"
-        _check_int("RunConfig.max_pending_checkpoints", self.max_pending_checkpoints, 0, hint)
+        check_int("RunConfig.max_pending_checkpoints", self.max_pending_checkpoints, 0, hint)
         if self.max_pending_bytes is not None:
-            _check_int("RunConfig.max_pending_bytes", self.max_pending_bytes, 0, "None means no limit")
+            check_int("RunConfig.max_pending_bytes", self.max_pending_bytes, 0, "None means no limit")
         if self.restart_cache_bytes is not None:
             hint = "0 keeps nothing, None half of what is free"
-            _check_int("RunConfig.restart_cache_bytes", self.restart_cache_bytes, 0, hint)
-        if self.on_upload_error not in ("raise", "warn"):
-            raise ConfigurationError(
-                f"RunConfig.on_upload_error must be 'raise' or 'warn', not {self.on_upload_error!r}"
-            )
+            check_int("RunConfig.restart_cache_bytes", self.restart_cache_bytes, 0, hint)
+        check_choice("RunConfig.on_upload_error", self.on_upload_error, ("raise", "warn"))
         if self.late_rank_timeout_s is not None:
-            _check_seconds("RunConfig.late_rank_timeout_s", self.late_rank_timeout_s)
+            check_seconds("RunConfig.late_rank_timeout_s", self.late_rank_timeout_s)
 
 
 @dataclass(frozen=True)
@@ -336,7 +313,7 @@ class ValidationTaskConfig:
                 f"ValidationTaskConfig.fn_kwargs must be a dict of names to values, not {kwargs!r}"
             )
         if self.timeout_s is not None:
-            _check_seconds("ValidationTaskConfig.timeout_s", self.timeout_s)
+            check_seconds("ValidationTaskConfig.timeout_s", self.timeout_s)
 
 
 @dataclass(frozen=True)
@@ -365,3 +342,15 @@ class ValidationConfig:
             raise ConfigurationError(
                 f"ValidationConfig.task_config must be a ValidationTaskConfig, not {self.task_config!r}"
             )
+        # What is missing a report may still give; what the function does not take it never will.
+        self.keywords.check_known(self.given, "ValidationConfig.task_config: fn_kwargs")
+
+    @property
+    def keywords(self) -> Keywords:
+        """What the function takes beside the checkpoint."""
+        return Keywords.of(self.fn, "ValidationConfig.fn")
+
+    @property
+    def given(self) -> list[str]:
+        """The names of the arguments that hold where a report gives none."""
+        return list((self.task_config and self.task_config.fn_kwargs) or {})

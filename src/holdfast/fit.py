@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import signal
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -20,12 +18,11 @@ from holdfast.controller.failure import signal_name, summarise
 from holdfast.controller.reactor import Reactor
 from holdfast.controller.rounds import Bounds
 from holdfast.controller.validations import Validations
-from holdfast.engines.in_process import InProcessEngine
+from holdfast.engines.in_process import InProcessEngine, drive_in_thread
 from holdfast.engines.local.engine import LocalEngine
 from holdfast.errors import (
     ConfigurationError,
     ControllerError,
-    HoldfastError,
     StorageError,
     TrainingInterrupted,
     WorkerGroupError,
@@ -39,6 +36,7 @@ from holdfast.result import Result
 from holdfast.stores import plain_filesystem
 from holdfast.worker import protocol
 from holdfast.worker.backend import BackendConfig
+from holdfast.worker.protocol import ValidationTerms
 from holdfast.worker.shipping import Storage, pack_checkpoint, pack_storage
 from holdfast.worker.validation import pack_defaults, pack_function
 
@@ -82,6 +80,7 @@ class Fit:
         # Packed before anything starts: a function that cannot travel is told of at once.
         self._validation = pack_function(validation) if validation is not None else None
         self._validation_defaults = pack_defaults(validation) if validation is not None else None
+        self._terms = ValidationTerms(validation.keywords, validation.given) if validation is not None else None
         self._origin = Origin(trainer.resume_from) if trainer.resume_from is not None else None
         self._beside: LocalEngine | None = None
 
@@ -104,13 +103,12 @@ class Fit:
         engine.prepare()
         try:
             engine.world_size()  # too few GPUs are said before anything is written
-            writer = self._open_run()
-            self._find_origin(writer)
             stop = StopRequests()
             outcome: Outcome | None = None
             with handle_interrupts(stop.ask):
+                writer = self._open_run(stop)
                 try:
-                    outcome = self._drive(engine, writer, stop)
+                    outcome = self._find_origin(writer, stop) or self._drive(engine, writer, stop)
                 finally:
                     stop.hand_to(lambda _: self._hurry(writer, stop))
                     self._close(writer, outcome)
@@ -138,31 +136,47 @@ class Fit:
         self._beside = LocalEngine(trainer.scaling_config, trainer.backend_config, self._store, line)
         return self._beside
 
-    def _open_run(self) -> RunWriter:
-        checkpoint_config = self._config.checkpoint_config
-        return RunWriter.open(
-            self._store,
-            name=self._name,
-            checkpoint_config=checkpoint_config,
-            durability=self._config.durability,
-            restart_cache_bytes=self._config.restart_cache_bytes,
-            configuration=_as_text(self._trainer),
-        )
-
-    def _find_origin(self, writer: RunWriter) -> None:
-        """Before a worker starts, what is wrong with `resume_from` is told, unless nobody needs it."""
-        if self._origin is None or writer.checkpoints():
-            return
+    def _open_run(self, stop: StopRequests) -> RunWriter:
+        """Becomes the run's driver, which may have to wait for the one before; dying in it leaves the run as it was."""
         try:
-            pack_checkpoint(self._origin.open())
-            if self._origin.is_of_this_process and not self._in_process:
-                raise ConfigurationError(
-                    f"resume_from={self._origin.place!r} lies in this process's memory, which no worker can reach; give a path or URL that "
-                    "all can, or num_workers=0"
+            with stop.raised():
+                return RunWriter.open(
+                    self._store,
+                    name=self._name,
+                    checkpoint_config=self._config.checkpoint_config,
+                    durability=self._config.durability,
+                    restart_cache_bytes=self._config.restart_cache_bytes,
+                    configuration=_as_text(self._trainer),
                 )
-        except BaseException:
-            self._close(writer, None)
-            raise
+        except KeyboardInterrupt:
+            if stop.signum is None:
+                raise
+            name = signal_name(stop.signum)
+            raise TrainingInterrupted(
+                f"run {self._name!r} was stopped by {name} before it began", stop.signum
+            ) from None
+
+    def _find_origin(self, writer: RunWriter, stop: StopRequests) -> Outcome | None:
+        """Before a worker starts, what is wrong with `resume_from` is told, unless nobody needs it.
+
+        Returns:
+            How it ended, where a signal came while it was fetched.
+        """
+        if self._origin is None or writer.checkpoints():
+            return None
+        try:
+            with stop.raised():
+                pack_checkpoint(self._origin.open())
+        except KeyboardInterrupt:
+            if stop.signum is None:
+                raise
+            return Outcome(signum=stop.signum)
+        if self._origin.is_of_this_process and not self._in_process:
+            raise ConfigurationError(
+                f"resume_from={self._origin.place!r} lies in this process's memory, which no worker can reach; give a path or URL that "
+                "all can, or num_workers=0"
+            )
+        return None
 
     def _close(self, writer: RunWriter, outcome: Outcome | None) -> None:
         """Closes the run; that it could not be closed well is the error only where there is no other."""
@@ -208,7 +222,7 @@ class Fit:
             if isinstance(engine, InProcessEngine):
                 if self._beside is not None:
                     self._beside.await_ready(reactor, lambda: stop.count > 0)
-                return _drive_in_thread(controller, engine, stop)
+                return drive_in_thread(controller, engine, stop)
             stop.hand_to(controller.stop_soon)
             return controller.run()
         finally:
@@ -270,7 +284,7 @@ class Fit:
             checkpoint=checkpoint,
             first_report=first_report,
             score_attribute=self._config.checkpoint_config.checkpoint_score_attribute,
-            validates=self._validation is not None,
+            validation=self._terms,
         )
 
     def _open_checkpoint(self, name: str) -> Any:
@@ -326,42 +340,6 @@ class Fit:
             group_error.__cause__ = outcome.failures[min(outcome.failures)]
             return group_error
         return None
-
-
-def _drive_in_thread(controller: Controller, engine: InProcessEngine, stop: StopRequests) -> Outcome:
-    outcomes: list[Outcome] = []
-
-    def drive() -> None:
-        try:
-            outcomes.append(controller.run())
-        finally:
-            engine.close()
-
-    def interrupt() -> None:
-        if engine.is_running:
-            raise KeyboardInterrupt
-
-    def on_signal(signum: int) -> None:
-        controller.stop_soon(signum)
-        if stop.count > 1:
-            interrupt()
-
-    if threading.current_thread() is threading.main_thread():
-        engine.interrupt = lambda: stop.interrupt_main_thread(interrupt)
-
-    thread = threading.Thread(target=drive, name="holdfast-controller", daemon=True)
-    thread.start()
-    stop.hand_to(on_signal)
-    try:
-        engine.run_work()
-    except KeyboardInterrupt:
-        if not stop.count:  # raised by the function itself
-            controller.stop_soon(signal.SIGINT)
-        engine.cancel()
-    thread.join()
-    if not outcomes:
-        raise HoldfastError("the driver's loop ended without an outcome; its traceback stands above")
-    return outcomes[0]
 
 
 def _as_text(trainer: DataParallelTrainer) -> dict[str, str]:

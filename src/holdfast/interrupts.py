@@ -38,6 +38,22 @@ class StopRequests:
         elif self.count > 1:
             handler(self.signum or signal.SIGINT)  # who insisted then insists now
 
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """While the block runs a signal ends it where it is, as a KeyboardInterrupt, and so does one that came before.
+
+        For what leaves nothing half done: where there is more to unwind, `hand_to` somebody who knows how.
+        """
+
+        def interrupt(signum: int) -> None:
+            raise KeyboardInterrupt
+
+        try:
+            self.hand_to(interrupt)
+            yield
+        finally:
+            self._handler = None
+
     def interrupt_main_thread(self, action: Callable[[], None]) -> None:
         """Has the main thread call something soon, wherever it waits; by a signal, which counts as nobody's request."""
         self._own = action

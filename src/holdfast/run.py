@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.checkpoint import Checkpoint
+from holdfast.checks import check_choice
+from holdfast.config import SCORE_ORDERS
 from holdfast.errors import ConfigurationError
 from holdfast.metrics import decode_metrics, flatten
 from holdfast.persistence.finding import open_run
@@ -118,8 +120,7 @@ class Run:
         Raises:
             ImportError: pandas is not installed.
         """
-        if ranks not in ("first", "all"):
-            raise ConfigurationError(f"Run.metrics(ranks=...) must be 'first' or 'all', not {ranks!r}")
+        check_choice("Run.metrics(ranks=...)", ranks, ("first", "all"))
         return table(self._reader.lines(), all_ranks=ranks == "all")
 
     def verify(self) -> dict[str, list[str]]:
@@ -156,8 +157,8 @@ def ranking(configured: RetentionPolicy, metric: str | None, mode: str | None) -
     Raises:
         ConfigurationError: A mode that is none, or a metric without one that the run does not rank by.
     """
-    if mode is not None and mode not in ("max", "min"):
-        raise ConfigurationError(f"mode must be 'max' or 'min', not {mode!r}")
+    if mode is not None:
+        check_choice("mode", mode, SCORE_ORDERS)
     if metric is None:
         return dataclasses.replace(configured, num_to_keep=None, order=mode or configured.order)
     if mode is None and metric != configured.attribute:

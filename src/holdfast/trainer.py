@@ -17,9 +17,10 @@ from holdfast.controller.callbacks import UserCallback
 from holdfast.errors import ConfigurationError
 from holdfast.fit import Fit
 from holdfast.origin import Origin
-from holdfast.progress import make_progress
+from holdfast.progress import make_progress, warnings_shown
 from holdfast.result import Result
 from holdfast.run import Run
+from holdfast.signatures import takes_config
 from holdfast.stores import open_store
 from holdfast.worker import context
 from holdfast.worker.backend import BackendConfig
@@ -72,6 +73,7 @@ class DataParallelTrainer:
         if not callable(train_loop_per_worker):
             raise ConfigurationError(f"train_loop_per_worker must be a function, not {train_loop_per_worker!r}")
         _check_plain(train_loop_per_worker)
+        takes_config(train_loop_per_worker, "train_loop_per_worker")  # raises where it takes more
         if train_loop_config is not None and not isinstance(train_loop_config, dict):
             raise ConfigurationError(f"train_loop_config must be a dict, not {type(train_loop_config).__name__}")
         if datasets or dataset_config is not None:
@@ -146,7 +148,8 @@ class DataParallelTrainer:
             score_order=kept.checkpoint_score_order,
         )
         try:
-            return Fit(self, payload, name, root, progress).run()
+            with warnings_shown(progress):
+                return Fit(self, payload, name, root, progress).run()
         finally:
             progress.close()
 

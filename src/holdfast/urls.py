@@ -1,6 +1,12 @@
-"""URLs as they may be shown."""
+"""URLs as they are written, and as they may be shown."""
 
 from __future__ import annotations
+
+
+def has_options(place: object) -> bool:
+    """Whether a storage path is of a kind in which options follow a `?`: a URL, but not one of a local path."""
+    scheme, separator, _ = place.partition("://") if isinstance(place, str) else ("", "", "")
+    return bool(separator) and "/" not in scheme and scheme.lower() not in ("file", "local")
 
 
 def shown_url(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -24,10 +25,31 @@ def _generator_loop():
     yield train.report({})
 
 
+def _two_arguments(config, learning_rate):
+    train.report(config)
+
+
+def _keywords_only(*, learning_rate):
+    train.report({"learning_rate": learning_rate})
+
+
+def _validate(checkpoint, factor=1):
+    return {"val": factor}
+
+
+def _task(**fn_kwargs):
+    return train.ValidationTaskConfig(fn_kwargs=fn_kwargs)
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         (lambda: CheckpointConfig(checkpoint_score_order="best"), "must be 'max' or 'min', not 'best'"),
+        (lambda: CheckpointConfig(checkpoint_score_order="maximum"), "not 'maximum'; did you mean 'max'?"),
+        (lambda: RunConfig(on_upload_error="wran"), "must be 'raise' or 'warn', not 'wran'; did you mean 'warn'?"),
+        (lambda: RunConfig(durability="Strict"), "not 'Strict'; did you mean 'strict'?"),
+        (lambda: RunConfig(progress="plane"), "'plain' or 'quiet', not 'plane'; did you mean 'plain'?"),
+        (lambda: RunConfig(progress=True), "'quiet', not True"),
         (lambda: CheckpointConfig(num_to_keep=0), "num_to_keep must be at least 1"),
         (lambda: CheckpointConfig(num_to_keep=1.5), "whole number"),
         (lambda: ScalingConfig(num_workers=-1), "num_workers must be at least 0"),
@@ -36,6 +58,10 @@ def _generator_loop():
         (lambda: ScalingConfig(resources_per_worker={"GPU": 1}), "use_gpu=True"),
         (lambda: ScalingConfig(resources_per_worker="GPU"), "must be a dict"),
         (lambda: ScalingConfig(resources_per_worker={"gpu": 1}), "write 'GPU'"),
+        (lambda: ScalingConfig(resources_per_worker={"num_cpus": 1}), "write 'CPU'"),
+        (lambda: ScalingConfig(resources_per_worker={"TPU": 4}), "'TPU', which one machine cannot honour"),
+        (lambda: ScalingConfig(resources_per_worker={"CPU": float("inf")}), "['CPU'] must be 0 or more, not inf"),
+        (lambda: ScalingConfig(resources_per_worker={"GPU": float("nan")}, use_gpu=True), "['GPU'] must be 0 or more"),
         (lambda: ScalingConfig(use_gpu="yes"), "True or False"),
         (lambda: ScalingConfig(placement_strategy="ANY"), "PACK"),
         (lambda: RunConfig(worker_runtime_env={"env_vars": "A=1"}), "dict of names"),
@@ -47,9 +73,17 @@ def _generator_loop():
         (lambda: RunConfig(on_upload_error="ignore"), "'raise' or 'warn'"),
         (lambda: DataParallelTrainer(_async_loop), "an async function"),
         (lambda: DataParallelTrainer(_generator_loop), "a generator"),
+        (lambda: DataParallelTrainer(_two_arguments), "_two_arguments(config, learning_rate) cannot be called"),
+        (lambda: DataParallelTrainer(_two_arguments), "Take 'learning_rate' from the config"),
+        (lambda: DataParallelTrainer(_keywords_only), "Take 'learning_rate' from the config"),
+        (lambda: DataParallelTrainer(functools.partial(_two_arguments, config={})), "Take 'learning_rate'"),
+        (lambda: train.ValidationConfig(_keywords_only), "its first argument is the checkpoint"),
+        (lambda: train.ValidationConfig(_validate, _task(factr=2)), "_validate(checkpoint, factor=…) does not take"),
+        (lambda: train.ValidationConfig(_validate, _task(factr=2)), "did you mean 'factor'?"),
         (lambda: FailureConfig(max_failures=-2), "at least -1"),
         (lambda: RunConfig(name="a/b"), "'/'"),
         (lambda: RunConfig(name=".hidden"), "begin with a dot"),
+        (lambda: RunConfig(name="what?", storage_path="s3://bucket/runs"), "'?', which in a URL begins its options"),
         (lambda: RunConfig(name=""), "must not be empty"),
         (lambda: RunConfig(durability="maybe"), "durability"),
         (lambda: RunConfig(progress="loud"), "progress"),
@@ -67,6 +101,56 @@ def test_a_wrong_configuration_fails_where_it_is_written(make, text):
     with pytest.raises(train.ConfigurationError) as caught:
         make()
     assert text in str(caught.value)
+
+
+def _hands_on(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _supplies(function):
+    @functools.wraps(function)
+    def wrapper(config):
+        return function(config, learning_rate=0.1)
+
+    return wrapper
+
+
+class _Callable:
+    def __call__(self, config, *, verbose=False):
+        return config
+
+    def method(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (lambda: None, None),
+        (lambda config: config, {"a": 1}),
+        (lambda config=None: config, {"a": 1}),
+        (lambda *args: args[0], {"a": 1}),
+        (lambda *, verbose=False: verbose, False),
+        (lambda **options: options, {}),
+        (functools.partial(lambda config, rate: config, rate=0.1), {"a": 1}),
+        (functools.partial(lambda config: config, {"b": 2}), {"b": 2}),
+        (_hands_on(lambda: None), None),
+        (_hands_on(lambda config: config), {"a": 1}),
+        (_supplies(lambda config, learning_rate: config), {"a": 1}),
+        (_Callable(), {"a": 1}),
+        (_Callable().method, None),
+        (dict, {"a": 1}),
+    ],
+)
+def test_a_function_gets_the_config_if_it_takes_one(tmp_path, function, found):
+    config = RunConfig(name="run", storage_path=tmp_path, progress="quiet")
+    scaling = ScalingConfig(num_workers=0)
+    made = DataParallelTrainer(function, train_loop_config={"a": 1}, run_config=config, scaling_config=scaling)
+    assert made.fit().return_value == found
 
 
 @pytest.mark.parametrize("call", ["report({})", "get_checkpoint()", "get_context()", "get_all_reported_checkpoints()"])
@@ -116,6 +200,18 @@ def test_fit_inside_a_function_is_refused(tmp_path):
 
 
 NAMES = [b"with space", b"new\nline", b"\xff\xfe not utf-8", "Ünïcode".encode(), b"100%", b"%41", b"-rf", b"a" * 255]
+
+
+def test_words_in_the_place_of_an_enumerations_member_are_told_which(tmp_path):
+    def loop():
+        with pytest.raises(train.ConfigurationError) as caught:
+            train.report({}, checkpoint_upload_mode="async")
+        assert "must be CheckpointUploadMode.ASYNC, CheckpointUploadMode.SYNC or " in str(caught.value)
+        assert "not 'async'; did you mean CheckpointUploadMode.ASYNC?" in str(caught.value)
+        with pytest.raises(train.ConfigurationError, match=r"did you mean CheckpointConsistencyMode\.COMMITTED\?"):
+            train.get_all_reported_checkpoints(consistency_mode="commited")
+
+    trainer(loop, tmp_path).fit()
 
 
 def test_any_name_that_a_file_system_takes_survives(tmp_path):

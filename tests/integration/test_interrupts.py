@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -13,8 +15,11 @@ import psutil
 import pytest
 
 import holdfast as train
+from holdfast.controller.ends import Ends
+from holdfast.controller.failure import from_exit
+from holdfast.controller.group import Exit
 from support.drivers import Driver
-from support.waiting import LIMIT_S
+from support.waiting import LIMIT_S, wait_until
 
 # Those who are to unwind at their next call are given as long for it as they need.
 SCRIPT = """
@@ -155,6 +160,65 @@ def test_what_a_shell_put_into_the_background_ignores_its_ctrl_c(tmp_path):
         driver.send_signal(signal.SIGINT)
         out, _ = driver.communicate(timeout=LIMIT_S)
     assert (driver.returncode, out) == (0, "")
+
+
+FETCHING = """
+import sys, time
+from pathlib import Path
+import holdfast as train, holdfast.origin as origin, holdfast.persistence.writer as writer
+base, where = Path(sys.argv[1]), sys.argv[2]
+def hanging(*args, **kwargs):
+    (base / "up").touch()
+    time.sleep(600)
+if where == "fetch":
+    origin.Origin.open = hanging
+else:
+    writer.lease.acquire = hanging  # as behind a driver that may still live
+try:
+    train.DataParallelTrainer(lambda: None, resume_from=base / "elsewhere",
+        run_config=train.RunConfig(name="run", storage_path=base, progress="quiet")).fit()
+except train.TrainingInterrupted as error:
+    print("interrupted", int(error.signum), error.result and (error.result.checkpoint, error.result.error is error))
+"""
+
+
+@pytest.mark.parametrize(("where", "result"), [("fetch", "(None, True)"), ("open", "None")])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_what_comes_before_the_first_attempt_is_interrupted_where_it_is(tmp_path, signum, where, result):
+    with Driver(FETCHING, tmp_path, where) as driver:
+        driver.await_file(tmp_path / "up")
+        driver.send_signal(signum)
+        out, _ = driver.communicate(timeout=LIMIT_S)
+    assert out.strip() == f"interrupted {int(signum)} {result}"
+    assert driver.returncode == 0
+
+
+def test_a_worker_that_is_interrupted_before_its_function_ends_by_the_signal():
+    connection, files = socket.socketpair(), socket.socketpair()
+    with open(os.devnull, "w") as out, open(os.devnull, "w") as err:
+        descriptors = (connection[1].fileno(), files[1].fileno(), out.fileno(), err.fileno())
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "holdfast.engines.local.child", *map(str, descriptors), str(os.getpid())],
+            pass_fds=descriptors,
+        )
+        try:
+            wait_until(lambda: os.getsid(worker.pid) == worker.pid, "it is a session of its own")
+            threading.Event().wait(0.3)  # it waits for its job, or is on the way there
+            worker.send_signal(signal.SIGINT)
+            assert worker.wait(LIMIT_S) == -signal.SIGINT
+        finally:
+            worker.kill()
+            worker.wait()
+    for each in (*connection, *files):
+        each.close()
+
+
+def test_a_rank_that_was_interrupted_because_another_had_failed_is_no_failure_of_its_own():
+    ends = Ends()
+    assert ends.fail(0, ValueError("of itself"))
+    assert not ends.fail(1, from_exit(1, Exit(-signal.SIGINT)), interrupted=True)
+    assert not ends.fail(2, from_exit(2, Exit(-signal.SIGSEGV)))
+    assert (set(ends.failures), set(ends.aftermath)) == ({0, 2}, {1})
 
 
 def test_sys_exit_in_the_own_process_is_a_failure_not_an_interrupt(tmp_path):

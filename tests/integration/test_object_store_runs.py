@@ -234,8 +234,10 @@ def test_what_lies_elsewhere_is_not_registered(server):
         for path in ("s3://bucket/other/run/mine", "/tmp"):
             with pytest.raises(train.CheckpointSourceError, match="does not lie at"):
                 train.report({}, Checkpoint(path), checkpoint_upload_mode=how)
+        with pytest.raises(train.ConfigurationError, match="begins its options"):
+            train.report({}, Checkpoint("/tmp"), checkpoint_dir_name="what?")
         place = train.get_context().get_storage().build_checkpoint_path_from_name("nothing")
-        with pytest.raises(train.EmptyCheckpointError):
+        with pytest.raises(train.EmptyCheckpointError, match="/exp/run/nothing, where it was registered"):
             train.report({}, Checkpoint(place), checkpoint_upload_mode=how)
 
     config = RunConfig(name="run", storage_path=url, progress="quiet")

@@ -288,6 +288,44 @@ def test_no_upload_of_a_directory_elsewhere_says_where_it_belongs(tmp_path):
     assert "build_checkpoint_path_from_name" in str(failures(loop, tmp_path)[0])
 
 
+def test_no_upload_of_a_directory_without_a_file_names_the_place(tmp_path):
+    def loop():
+        path = train.get_context().get_storage().build_checkpoint_path_from_name("direct")
+        os.mkdir(path)
+        train.report({}, Checkpoint(path), checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD)
+
+    (error,) = failures(loop, tmp_path, workers=1).values()
+    assert isinstance(error, train.EmptyCheckpointError)
+    assert str(tmp_path / "run" / "direct") in str(error)
+
+
+def test_a_score_that_no_report_carries_is_told_of_once_with_what_there_is(tmp_path, caplog):
+    def loop():
+        for step in range(3):
+            with tempfile.TemporaryDirectory() as directory:
+                Path(directory, "step").write_text(str(step))
+                train.report({"val": {"accuracy": step}, "loss": 1.0}, Checkpoint.from_directory(directory))
+
+    kept = CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="val/acuracy")
+    result = run(loop, tmp_path, workers=1, checkpoint_config=kept)
+    assert result.metrics["val"] == {"accuracy": 2}
+    told = [each.getMessage() for each in caplog.records if "acuracy" in each.getMessage()]
+    assert len(told) == 1
+    assert "checkpoint_000001" in told[0]
+    assert "its metrics: val/accuracy, loss; did you mean 'val/accuracy'?" in told[0]
+
+
+@pytest.mark.parametrize("score", [None, float("nan")])
+def test_a_score_that_is_there_and_no_number_is_not_taken_for_a_misspelt_one(tmp_path, caplog, score):
+    def loop():
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "model").write_text("weights")
+            train.report({"accuracy": score}, Checkpoint.from_directory(directory))
+
+    run(loop, tmp_path, workers=1, checkpoint_config=CheckpointConfig(checkpoint_score_attribute="accuracy"))
+    assert "accuracy" not in caplog.text
+
+
 def test_a_function_of_the_user_may_upload(tmp_path):
     def loop():
         def upload(checkpoint, name):

@@ -308,6 +308,43 @@ def test_bad_input(tmp_path):
     fit(loop, tmp_path, None)
 
 
+def test_arguments_that_the_function_does_not_take_or_lacks_are_told_of_at_the_report(tmp_path):
+    def validate(checkpoint, factor):
+        return {"val": factor}
+
+    def loop(config):
+        with pytest.raises(ConfigurationError, match=r"'factr', which validate\(checkpoint, factor\) does not take"):
+            report(0, ValidationTaskConfig(fn_kwargs={"factor": 2, "factr": 2}))
+        with pytest.raises(ConfigurationError, match="lacks 'factor'"):
+            report(0, ValidationTaskConfig(fn_kwargs={}))
+        for wish in (True, ValidationTaskConfig(timeout_s=60)):
+            with pytest.raises(ConfigurationError, match=r"ValidationConfig.*lacks 'factor'"):
+                report(0, wish)
+        report(0, ValidationTaskConfig(fn_kwargs={"factor": 2}))
+
+    result = fit(loop, tmp_path, validate)
+    assert [each.metrics["val"] for each in train.Run(result.path).checkpoints] == [2]
+
+
+@pytest.mark.parametrize("mode", ["SYNC", "ASYNC"])
+def test_a_wish_without_a_checkpoint_is_an_error_on_every_rank(tmp_path, mode):
+    def loop(config):
+        first = train.get_context().get_world_rank() == 0
+        wish = {"validation": True, "checkpoint_upload_mode": CheckpointUploadMode(mode)}
+        told = "ranks 0 and 1 asked for a validation of report 1, but no rank"
+        with pytest.raises(train.ReportError, match=told):
+            train.report({}, **wish).result(60)
+        if mode == "ASYNC":  # it has returned, so the next one raises it, too
+            with pytest.raises(train.ReportError, match=told):
+                train.report({})
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "step").write_text("0")
+            train.report({}, Checkpoint(directory) if first else None, validation=True)
+
+    result = fit(loop, tmp_path, lambda checkpoint: {"val": 1}, workers=2)
+    assert [each.status for each in train.Run(result.path).checkpoints] == [CheckpointStatus.VALIDATED]
+
+
 def test_the_zygote_killed_in_mid_validation_costs_a_new_beginning_not_the_outcome(tmp_path, caplog):
     def validate(checkpoint, base):
         with open(Path(base, "begun"), "a") as file:
@@ -407,7 +444,7 @@ def test_a_trainer_without_a_function_says_that_some_wait_for_one(tmp_path, capl
 def test_arguments_that_cannot_travel_are_named_before_anything_starts(tmp_path):
     task = ValidationTaskConfig(fn_kwargs={"lock": threading.Lock()})
     with pytest.raises(train.SerializationError, match=r"fn_kwargs\['lock'\]"):
-        fit(print, tmp_path, print, task=task)
+        fit(print, tmp_path, lambda checkpoint, lock: {}, task=task)
     assert not (tmp_path / "run").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from holdfast.controller.lateness import LateWatch
 from holdfast.controller.listings import Listings
 from holdfast.controller.meetings import Meeting, Meetings
 from holdfast.controller.room import Room
-from holdfast.controller.rounds import Bounds, Rounds, wish_of
+from holdfast.controller.rounds import Bounds, Rounds, idle_wish, wish_of
 from holdfast.errors import HoldfastError, StorageError
 from holdfast.worker import protocol
-from holdfast.worker.answers import error_of
+from holdfast.worker.answers import error_of, refusal_of
 
 if TYPE_CHECKING:
     from holdfast.controller.observer import RunObserver
@@ -185,6 +186,9 @@ class Attempt:
             self._late.begin()
             return
         self._next_report = max(self._next_report, call.index + 1)
+        if (error := idle_wish(meeting)) is not None:
+            self._refuse(meeting, refusal_of(error))
+            return
         # Before it is sealed, which may end it at once.
         name = self._rounds.name_of(meeting)
         if meeting.promised and name is not None and not self._log(meeting, name):
@@ -203,7 +207,7 @@ class Attempt:
         self, meeting: Meeting, checkpoint: CommittedCheckpoint | None, error: BaseException | None
     ) -> None:
         if error is not None:
-            self._refuse(meeting, meeting.refusal or _refusal(error))
+            self._refuse(meeting, meeting.refusal or refusal_of(error))
         else:
             self._conclude(meeting, checkpoint)
         if self.ends.stopping:
@@ -251,7 +255,7 @@ class Attempt:
                 report=_report(meeting, 0).index, checkpoint=name, metrics=metrics[0], other_ranks=others
             )
         except StorageError as error:
-            self._refuse(meeting, _refusal(error))
+            self._refuse(meeting, refusal_of(error))
             return False
         return True
 
@@ -309,12 +313,12 @@ class Attempt:
         self._listings.forget(rank)
         self._rounds.lose(rank)
         if rank not in self.ends.known:
-            self._fail(rank, from_exit(rank, ended))
+            self._fail(rank, from_exit(rank, ended), interrupted=ended.code == -signal.SIGINT)
         elif self.ends.ending is not None:
             self._refuse_open(self.ends.ending)
 
-    def _fail(self, rank: int, error: BaseException) -> None:
-        if self.ends.fail(rank, error):
+    def _fail(self, rank: int, error: BaseException, *, interrupted: bool = False) -> None:
+        if self.ends.fail(rank, error, interrupted=interrupted):
             self._processes.after_failure()
         if self.ends.ending is not None:
             self._refuse_open(self.ends.ending)
@@ -391,9 +395,3 @@ def _report(meeting: Meeting, rank: int) -> protocol.ReportCall:
     call = meeting.calls[rank]
     assert isinstance(call, protocol.ReportCall)
     return call
-
-
-def _refusal(error: BaseException) -> protocol.Refused:
-    kind = error.kind if isinstance(error, HoldfastError) else "storage"
-    text = str(error) if isinstance(error, HoldfastError) else f"{type(error).__name__}: {error}"
-    return protocol.Refused(kind, text)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from holdfast.checks import nearest
 from holdfast.controller.attempt import Attempt, Limits
 from holdfast.controller.callbacks import RunContext, UserCallback, call_all
 from holdfast.controller.failure import signal_name, summarise
 from holdfast.errors import DamagedCheckpointError, StorageError, TrainingInterrupted, WorkerDiedError, WorkerStartError
-from holdfast.metrics import decode_metrics, score_of
+from holdfast.metrics import decode_metrics, flatten, score_of
 from holdfast.persistence.right_of_way import never_preempting
 from holdfast.worker import protocol
 from holdfast.worker.shipping import pack_checkpoint
@@ -35,6 +36,7 @@ logger = logging.getLogger("holdfast")
 _FALSE_STARTS = 5
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
+_SHOWN_NAMES = 20
 
 
 @dataclass
@@ -104,6 +106,7 @@ class Controller:
         self._validations = make_validations(self._validation_settled) if make_validations is not None else None
         self._attempt: Attempt | None = None
         self._outcome = Outcome()
+        self._told_score = False
         self._signals = 0
         self._asked = 0
 
@@ -271,8 +274,9 @@ class Controller:
             if self._origin is not None and self._origin.is_held:
                 # From now on nobody begins with it. Not here: files that go take their time.
                 self._writer.submit(self._origin.let_go)
-            score = score_of(decode_metrics(metrics[0]), self._score) if self._score is not None else None
-            self._observer.committed(checkpoint.name, checkpoint.size_bytes, seconds, score)
+            self._observer.committed(
+                checkpoint.name, checkpoint.size_bytes, seconds, self._score_of(checkpoint, metrics[0])
+            )
         if not self._callbacks:
             return
         attempt = self._attempt.number if self._attempt is not None else 0
@@ -280,6 +284,24 @@ class Controller:
         opened = self._open_checkpoint(checkpoint.name) if checkpoint is not None else None
         context = self._context(attempt)
         call_all(self._callbacks, lambda callback: callback.after_report(context, decoded, opened))
+
+    def _score_of(self, checkpoint: CommittedCheckpoint, metrics: bytes) -> float | None:
+        """What ranks it; the first time that there is nothing of that name a warning says what there is."""
+        if self._score is None:
+            return None
+        found = decode_metrics(metrics)
+        score = score_of(found, self._score)
+        # Its validation may bring it yet, and tells of it where it does not.
+        waits = self._validations is not None and checkpoint.name in self._validations.waiting
+        if score is None and not waits and not self._told_score and self._score not in (flat := flatten(found)):
+            self._told_score = True
+            meant = f"; did you mean {near!r}?" if (near := nearest(self._score, flat)) else ""
+            names = ", ".join(list(flat)[:_SHOWN_NAMES]) + (", …" if len(flat) > _SHOWN_NAMES else "")
+            self._observer.message(
+                f"{checkpoint.name} was reported without the metric {self._score!r} (CheckpointConfig.checkpoint_score_attribute), so it "
+                f"ranks below all that have it; its metrics: {names or 'none'}{meant}"
+            )
+        return score
 
     def _validation_settled(self) -> None:
         if self._attempt is not None:

@@ -43,14 +43,16 @@ class Ends:
         self.ending_since = time.monotonic()
         return True
 
-    def fail(self, rank: int, error: BaseException) -> bool:
+    def fail(self, rank: int, error: BaseException, *, interrupted: bool = False) -> bool:
         """Notes a failed rank; True where the attempt begins to end with it.
 
         What we did to a rank because another had failed (a refused call, an interrupt) is no failure of its own.
+
+        Args:
+            interrupted: SIGINT ended its process, before its function or after.
         """
-        if self.ending is not None and (
-            self.stopping or isinstance(error, KeyboardInterrupt) or self.ending.text in str(error)
-        ):
+        interrupted = interrupted or isinstance(error, KeyboardInterrupt)
+        if self.ending is not None and (self.stopping or interrupted or self.ending.text in str(error)):
             self.aftermath[rank] = error
         else:
             self.failures[rank] = error

@@ -162,6 +162,18 @@ def wish_of(meeting: Meeting) -> protocol.ValidationTask | None:
     return next((call.validation for call in calls if call.validation is not None), None)
 
 
+def idle_wish(meeting: Meeting) -> ReportError | None:
+    """What is wrong where a validation is asked for and no rank has brought a checkpoint."""
+    calls = {rank: call for rank, call in meeting.calls.items() if isinstance(call, protocol.ReportCall)}
+    asking = [rank for rank, call in calls.items() if call.validation is not None]
+    if not asking or any(call.shard is not None for call in calls.values()):
+        return None
+    return ReportError(
+        f"{ranks_text(asking)} asked for a validation of report {calls[0].index}, but no rank reported a checkpoint with it: there is "
+        "nothing to validate. Report one, or leave validation= out"
+    )
+
+
 def _missing_part(meeting: Meeting) -> ReportError | None:
     """What is wrong where some ranks bring their part of a state and others keep theirs: nobody could load it."""
     calls = {rank: call for rank, call in meeting.calls.items() if isinstance(call, protocol.ReportCall)}

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +20,15 @@ import msgspec
 from holdfast.controller.group import Engine, Exit, Listener, WorkerGroup
 from holdfast.engines.local.files import FileConnections
 from holdfast.engines.local.group import Connection
+from holdfast.errors import HoldfastError
 from holdfast.worker import protocol
 from holdfast.worker.channel import Channel
 from holdfast.worker.main import Work, execute
 
 if TYPE_CHECKING:
+    from holdfast.controller.controller import Controller, Outcome
     from holdfast.controller.reactor import Reactor
+    from holdfast.interrupts import StopRequests
     from holdfast.worker.backend import BackendConfig
     from holdfast.worker.shipping import Storage
 
@@ -160,3 +165,44 @@ class InProcessEngine(Engine):
         files.drain(0)
         connection.drain()
         listener.on_exit(0, Exit(code))
+
+
+def drive_in_thread(controller: Controller, engine: InProcessEngine, stop: StopRequests) -> Outcome:
+    """Runs the controller in a thread of its own, and its jobs in the calling one.
+
+    Args:
+        stop: What signals ask for, in the main thread.
+    """
+    outcomes: list[Outcome] = []
+
+    def drive() -> None:
+        try:
+            outcomes.append(controller.run())
+        finally:
+            engine.close()
+
+    def interrupt() -> None:
+        if engine.is_running:
+            raise KeyboardInterrupt
+
+    def on_signal(signum: int) -> None:
+        controller.stop_soon(signum)
+        if stop.count > 1:
+            interrupt()
+
+    if threading.current_thread() is threading.main_thread():
+        engine.interrupt = lambda: stop.interrupt_main_thread(interrupt)
+
+    thread = threading.Thread(target=drive, name="holdfast-controller", daemon=True)
+    thread.start()
+    stop.hand_to(on_signal)
+    try:
+        engine.run_work()
+    except KeyboardInterrupt:
+        if not stop.count:  # raised by the function itself
+            controller.stop_soon(signal.SIGINT)
+        engine.cancel()
+    thread.join()
+    if not outcomes:
+        raise HoldfastError("the driver's loop ended without an outcome; its traceback stands above")
+    return outcomes[0]

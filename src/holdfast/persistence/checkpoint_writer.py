@@ -215,8 +215,9 @@ class CheckpointWriter:
             self._check_adopted()
             metadata = merge_metadata(receipts)
             if not manifest.files and metadata is None:
+                place = f" at {self._store.url}/{self.name}, where it was registered" if self._in_place else ""
                 raise EmptyCheckpointError(
-                    f"checkpoint {self.name!r} of report {self.report} has no file; write something into the directory "
+                    f"checkpoint {self.name!r} of report {self.report} has no file{place}; write something into the directory "
                     "on at least one rank, or report without a checkpoint"
                 )
 

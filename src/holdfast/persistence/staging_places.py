@@ -78,6 +78,13 @@ class StagingPlaces:
             if directory is not None:
                 _sweep(directory)
         if self._is_needed:
+            if (chosen := os.environ.get(_VARIABLE)) and (problem := _problem_with(chosen)) is not None:
+                _LOG.warning(
+                    "%s=%s %s: staging_directory() writes to disk; name a directory of a tmpfs that you may write to",
+                    _VARIABLE,
+                    chosen,
+                    problem,
+                )
             # Where the disk is not to be used, the worker that needs it says why.
             self.paths = [self._new(self._disk) or f"{self._disk}/{_new_name()}"]
             if self._memory is not None and (place := self._new(self._memory)) is not None:
@@ -145,10 +152,20 @@ def _sweep(directory: Path) -> None:
 
 def _memory_top() -> Path | None:
     top = os.environ.get(_VARIABLE) or _SHARED_MEMORY
+    return Path(top) if _problem_with(top) is None else None
+
+
+def _problem_with(top: str) -> str | None:
+    """Why a directory is no place for staging in memory; None where it is one."""
     try:
-        return Path(top) if is_in_memory(top) and os.access(top, os.W_OK | os.X_OK) else None
-    except OSError:
-        return None
+        is_memory = is_in_memory(top)
+    except OSError as error:
+        return f"cannot be used ({error.strerror})"
+    if not os.path.isdir(top):
+        return "is no directory"
+    if not is_memory:
+        return "is not in memory, as far as the system says"
+    return None if os.access(top, os.W_OK | os.X_OK) else "cannot be written to"
 
 
 def _prefix() -> str:

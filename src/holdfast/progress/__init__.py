@@ -6,16 +6,16 @@ import os
 import sys
 from typing import TextIO
 
-from holdfast.config import ScoreOrder
-from holdfast.errors import ConfigurationError
+from holdfast.checks import check_choice
+from holdfast.config import PROGRESS_MODES, ScoreOrder
 from holdfast.progress.base import Progress as Progress
 from holdfast.progress.lines import LineProgress
+from holdfast.progress.logged import warnings_shown as warnings_shown
 from holdfast.progress.quiet import QuietProgress
 from holdfast.progress.status import Status
 
-__all__ = ["Progress", "make_progress"]
+__all__ = ["Progress", "make_progress", "warnings_shown"]
 
-_MODES = ("auto", "live", "plain", "quiet")
 _VARIABLE = "HOLDFAST_PROGRESS"
 
 
@@ -56,8 +56,7 @@ def _choose(mode: str, stream: TextIO | None) -> str:
     what = "RunConfig.progress"
     if mode == "auto" and os.environ.get(_VARIABLE):
         mode, what = os.environ[_VARIABLE].strip().lower(), f"the environment variable {_VARIABLE}"
-    if mode not in _MODES:
-        raise ConfigurationError(f"{what} must be one of {', '.join(_MODES)}, not {mode!r}")
+    check_choice(what, mode, PROGRESS_MODES)
     if mode != "auto":
         return mode
     # CI services give a terminal that is a file in the end, and would keep every redrawing.

@@ -53,7 +53,7 @@ class Patience:
 
     Attributes:
         retries: How often.
-        limit_s: How long after the first try.
+        limit_s: How long after the first try began, without the time in which it waited for its turn.
     """
 
     retries: int
@@ -133,7 +133,18 @@ class _Call(Generic[_T]):
     By callbacks and not as a coroutine: a task, and what limits its time, cost more than most requests.
     """
 
-    __slots__ = ("_began_s", "_calls", "_future", "_gate", "_pause_s", "_request", "_retries", "_running", "_sent_s")
+    __slots__ = (
+        "_began_s",
+        "_calls",
+        "_entered_s",
+        "_future",
+        "_gate",
+        "_pause_s",
+        "_request",
+        "_retries",
+        "_running",
+        "_sent_s",
+    )
 
     def __init__(
         self,
@@ -150,7 +161,7 @@ class _Call(Generic[_T]):
         self._request = request
         self._retries = retries
         self._running: asyncio.Future[_T] | None = None
-        self._began_s = self._sent_s = 0.0
+        self._began_s = self._entered_s = self._sent_s = 0.0
         self._pause_s = FIRST_PAUSE_S
 
     def begin(self) -> None:
@@ -168,6 +179,7 @@ class _Call(Generic[_T]):
             self._end(error=BrokenOffError())
 
     def _enter(self) -> None:
+        self._entered_s = time.monotonic()
         self._gate.enter(self._send)
 
     def _send(self) -> None:
@@ -175,6 +187,8 @@ class _Call(Generic[_T]):
             self._gate.leave()
             return
         self._sent_s = time.monotonic()
+        # At the gate nobody has asked the server for anything, so it has not been silent.
+        self._began_s += self._sent_s - self._entered_s
         try:
             self._running = asyncio.ensure_future(self._request())
         except BaseException as error:  # noqa: BLE001 - it is for who waits

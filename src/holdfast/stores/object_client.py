@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from holdfast.errors import ConfigurationError, StorageError
 from holdfast.stores.object_calls import FIRST_PAUSE_S, LONGEST_PAUSE_S, Calls, Judgement, Patience
-from holdfast.stores.object_errors import is_throttled, object_error, plain_reason
+from holdfast.stores.object_errors import is_throttled, object_error, unusable
 from holdfast.stores.object_gate import Gate
 from holdfast.stores.object_given import given_credentials, profile_credentials
 from holdfast.stores.object_url import CLIENT_OPTIONS, Place, from_environment, is_on
@@ -204,10 +204,7 @@ class Client:
         try:
             return store(place.root if place.service == "http" else place.bucket, **arguments)
         except Exception as error:  # noqa: BLE001 - as above
-            raise ConfigurationError(
-                f"{place.root!r} cannot be used with these options: {plain_reason(error, place.secrets())}; correct those of the "
-                "URL, or the environment"
-            ) from None
+            raise ConfigurationError(unusable(place.root, error, place.secrets())) from None
 
 
 def _is_encrypted(options: Mapping[str, str]) -> bool:

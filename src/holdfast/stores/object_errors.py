@@ -39,6 +39,16 @@ _VARIABLES = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     "http": "the URL",
 }
+# What the library misses when a client is made: its word for it, and who may be meant to say it.
+_MISSING = {
+    "Account must be specified": 'no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME, or give storage_options={"account_name": …}',
+    "Missing SecretAccessKey": "there is an access key without its secret; give both: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    'storage_options={"access_key_id": …, "secret_access_key": …}',
+    "Missing AccessKeyId": "there is a secret without its access key; give both: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    'storage_options={"access_key_id": …, "secret_access_key": …}',
+    "service account file": "the service account cannot be read; correct GOOGLE_APPLICATION_CREDENTIALS (or GOOGLE_SERVICE_ACCOUNT), or give "
+    'storage_options={"service_account": "a file"}',
+}
 _RIGHTS = {
     "s3": "s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload and s3:ListBucket",
     "gs": "the role Storage Object User",
@@ -112,6 +122,14 @@ def object_error(
     reason = _hidden(_reason(detail, status, code), secrets)
     text = f"Cannot {action} {url!r}: {remedy}" if remedy else f"Cannot {action} {url!r}"
     return kind(f"{text} ({reason})" if reason else text)
+
+
+def unusable(root: str, error: BaseException, secrets: Sequence[str]) -> str:
+    """Why no client can be made for a bucket, and what to do, as a person wants to read it."""
+    text = str(error)
+    remedy = next((remedy for words, remedy in _MISSING.items() if words in text), None)
+    remedy = remedy or "correct those of the URL, or the environment"
+    return f"{root!r} cannot be used with these options: {plain_reason(error, secrets)}; {remedy}"
 
 
 def has_no_ranges(text: str) -> bool:

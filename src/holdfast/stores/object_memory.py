@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
+import time
+import weakref
 from collections.abc import Iterator
+from typing import Protocol
 
 _DEFAULT_MIB = 256
+_ASK_AGAIN_S = 0.5
+_TELL_AFTER_S = 30.0
+_log = logging.getLogger("holdfast")
+
+
+class Borrower(Protocol):
+    """Who holds memory for what it may need later, and can do without."""
+
+    def give_way(self) -> None:
+        """Gives back what it does not use at this moment; never waits. Called from any thread."""
 
 
 class MemoryBudget:
@@ -20,7 +34,15 @@ class MemoryBudget:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self._used_bytes = 0
+        self._num_waiting = 0
         self._freed = threading.Condition()
+        self._borrowers: weakref.WeakSet[Borrower] = weakref.WeakSet()
+        self._told_s = float("-inf")
+
+    def lend_to(self, borrower: Borrower) -> None:
+        """From now on it is asked to give way while somebody waits, for as long as it lives."""
+        with self._freed:
+            self._borrowers.add(borrower)
 
     @contextlib.contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:
@@ -35,15 +57,20 @@ class MemoryBudget:
     def take(self, num_bytes: int) -> None:
         """Takes bytes, no more than the limit, when they are there; `give_back` returns them. Only for who has none."""
         with self._freed:
-            # Whoever holds some is moving data under the time limits of its client, so this ends.
-            while self._used_bytes + num_bytes > self.limit_bytes:
-                self._freed.wait()
-            self._used_bytes += num_bytes
+            if self._fits(num_bytes):
+                self._used_bytes += num_bytes
+                return
+            self._num_waiting += 1
+        try:
+            self._wait_for(num_bytes)
+        finally:
+            with self._freed:
+                self._num_waiting -= 1
 
     def try_take(self, num_bytes: int) -> bool:
-        """Takes bytes if they are there now; `give_back` returns them."""
+        """Takes bytes if they are there now and nobody waits for some; `give_back` returns them."""
         with self._freed:
-            if self._used_bytes + num_bytes > self.limit_bytes:
+            if self._num_waiting or not self._fits(num_bytes):
                 return False
             self._used_bytes += num_bytes
             return True
@@ -53,6 +80,38 @@ class MemoryBudget:
         with self._freed:
             self._used_bytes -= num_bytes
             self._freed.notify_all()
+
+    def _fits(self, num_bytes: int) -> bool:
+        return self._used_bytes + num_bytes <= self.limit_bytes
+
+    def _wait_for(self, num_bytes: int) -> None:
+        """Whoever holds some moves data under the time limits of its client, or is a borrower; so this ends."""
+        since_s = time.monotonic()
+        while True:
+            with self._freed:
+                borrowers = list(self._borrowers)
+            for borrower in borrowers:  # without the lock, for they give back
+                borrower.give_way()
+            with self._freed:
+                # Asked again soon: who was busy then may be idle now.
+                if self._freed.wait_for(lambda: self._fits(num_bytes), _ASK_AGAIN_S):
+                    self._used_bytes += num_bytes
+                    return
+            self._tell(time.monotonic() - since_s, num_bytes)
+
+    def _tell(self, waited_s: float, num_bytes: int) -> None:
+        with self._freed:
+            if waited_s < _TELL_AFTER_S or time.monotonic() - self._told_s < 2 * _TELL_AFTER_S:
+                return
+            self._told_s = time.monotonic()
+        _log.warning(
+            "a transfer to or from an object store has waited %.0f s for %d MiB of memory: other transfers hold %d of the %d MiB that "
+            "all share. It goes on when one of them ends; HOLDFAST_OBJECT_MEMORY_MIB gives them more",
+            waited_s,
+            num_bytes >> 20,
+            self._used_bytes >> 20,
+            self.limit_bytes >> 20,
+        )
 
 
 def _limit_bytes() -> int:

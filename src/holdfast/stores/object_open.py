@@ -6,6 +6,7 @@ import collections
 import functools
 import io
 import os
+import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,8 @@ class _Ahead:
 class ObjectReader(io.BufferedIOBase):
     """An object as a seekable binary file, for one thread at a time.
 
-    Whoever reads on and on gets larger ranges, and two of them are fetched ahead as far as the budget has memory. If the object
-    is replaced while it is read, reading fails.
+    Whoever reads on and on gets larger ranges, and two of them are fetched ahead as far as the budget has memory. Between two calls
+    what was fetched so is given up where others wait for memory. If the object is replaced while it is read, reading fails.
 
     Args:
         client: The bucket.
@@ -76,8 +77,11 @@ class ObjectReader(io.BufferedIOBase):
         self._e_tag: str | None = None
         self._stream: ObjectStream | None = None
         self._budget = budget()
+        # Held by whoever uses or changes the blocks: the reader's thread, or one that waits for memory.
+        self._lock = threading.Lock()
         self._size_bytes, first = self._open()
         self._block = _Block(0, first)
+        self._budget.lend_to(self)
 
     def readable(self) -> bool:
         """True."""
@@ -149,10 +153,24 @@ class ObjectReader(io.BufferedIOBase):
     def close(self) -> None:
         """Lets go of what was fetched; safe to repeat."""
         if not self.closed:
-            self._drop_ahead()
-            self._keep(_Block(0, memoryview(b"")))
+            with self._lock:
+                self._give_up_blocks()
             self._stream = None
         super().close()
+
+    def give_way(self) -> None:
+        """Gives back the memory of what was fetched ahead, unless it is being read in this moment."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._ahead or self._block.held_bytes:
+                    self._give_up_blocks()
+            finally:
+                self._lock.release()
+
+    def _give_up_blocks(self) -> None:
+        self._drop_ahead()
+        # Empty, and where the reader stands: it reads on from there.
+        self._keep(_Block(self._position, memoryview(b"")))
 
     def _view(self) -> memoryview:
         """What there is from the position on; empty at the end only."""
@@ -160,9 +178,15 @@ class ObjectReader(io.BufferedIOBase):
         position = self._position
         if position >= self._size_bytes:
             return memoryview(b"")
-        if not self._block.start <= position < self._block.end:
-            self._load(position)
-        return self._block.data[position - self._block.start :]
+        if not self._lock.acquire(blocking=False):
+            self._client.handle()  # an error in a forked child, whose lock may be held by a thread that it does not have
+            self._lock.acquire()
+        try:
+            if not self._block.start <= position < self._block.end:
+                self._load(position)
+            return self._block.data[position - self._block.start :]
+        finally:
+            self._lock.release()
 
     def _load(self, position: int) -> None:
         self._client.handle()  # in a forked child an error, before anything is waited for that its parent's thread would do

@@ -232,6 +232,9 @@ def copy(client: Client, source: str, target: str, size_bytes: int, tag: str) ->
     except StorageError as error:
         _log.debug("the copy to %s failed: %s", target, error)
         return False
+    # Azure may answer that a copy goes on still (202, pending), which the library does not tell from one that is done; within an
+    # account, as here, they are done at once as a rule. An object that is pending has no bytes yet, so the listing before the
+    # manifest refuses it by its size: the checkpoint fails, and none is committed with a file that is to come.
     return True
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.checks import nearest
 from holdfast.errors import ConfigurationError
 from holdfast.stores.object_options import pairs_of
 from holdfast.stores.secrecy import may_carry_secrets
@@ -95,6 +96,7 @@ _TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", 
 _SWITCHES = frozenset({"allow_http", "skip_signature", "virtual_hosted_style_request"})
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _SHORTEST_SECRET = 4
+_NO_OPTION = ". A '?' begins the options of a URL: no directory's name can have one there"
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,8 +188,12 @@ def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[s
         if plain in _WITHOUT_MEANING:
             continue
         if plain not in _OPTIONS[service] and plain not in CLIENT_OPTIONS and plain != "scheme":
-            known = ", ".join(sorted(_OPTIONS[service] | CLIENT_OPTIONS | {"scheme"}))
-            raise ConfigurationError(f"{where} has the option {name!r}, which is not known; there are: {known}")
+            known = sorted(_OPTIONS[service] | CLIENT_OPTIONS | {"scheme"})
+            meant = f"; did you mean {found!r}?" if (found := nearest(plain, known)) else ""
+            raise ConfigurationError(
+                f"{where} has the option {name!r}, which is not known; there are: {', '.join(known)}{meant}"
+                + (_NO_OPTION if "/" in name else "")
+            )
         _check(plain, value, where)
         options[plain] = value
     scheme = options.pop("scheme", None)

@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from holdfast.checks import check_choice
 from holdfast.errors import ConfigurationError
 from holdfast.worker.backend import BackendConfig
 
@@ -46,8 +47,7 @@ class TorchConfig(BackendConfig):
     def __post_init__(self) -> None:
         if self.backend is not None and (not isinstance(self.backend, str) or not self.backend):
             raise ConfigurationError(f"TorchConfig.backend must be 'gloo', 'nccl' or None, not {self.backend!r}")
-        if self.init_method not in ("env", "tcp"):
-            raise ConfigurationError(f"TorchConfig.init_method must be 'env' or 'tcp', not {self.init_method!r}")
+        check_choice("TorchConfig.init_method", self.init_method, ("env", "tcp"))
         if isinstance(self.timeout_s, bool) or not isinstance(self.timeout_s, int | float) or not self.timeout_s > 0:
             raise ConfigurationError(f"TorchConfig.timeout_s must be seconds above 0, not {self.timeout_s!r}")
 

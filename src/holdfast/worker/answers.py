@@ -33,3 +33,10 @@ def error_of(kind: str, text: str) -> BaseException:
     error = cls.__new__(cls)
     error.args = (text,)
     return error
+
+
+def refusal_of(error: BaseException) -> protocol.Refused:
+    """What stands for an error on its way between processes."""
+    if isinstance(error, HoldfastError):
+        return protocol.Refused(error.kind, str(error))
+    return protocol.Refused("storage", f"{type(error).__name__}: {error}")

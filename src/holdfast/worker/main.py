@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from holdfast.errors import DriverLostError
+from holdfast.signatures import takes_config
 from holdfast.stores.secrecy import private_channel
 from holdfast.worker import context, protocol
 from holdfast.worker.channel import Channel
@@ -32,9 +32,8 @@ _OWN_FILE = __file__
 
 def call_with_config(function: Callable[..., Any], config: dict[str, Any] | None) -> Any:
     """Calls a training function with its config if it takes one, as the trainer's users write both forms."""
-    try:
-        takes = len(inspect.signature(function).parameters) > 0
-    except (TypeError, ValueError):
+    takes = takes_config(function, "train_loop_per_worker")
+    if takes is None:
         takes = config is not None
     return function(config if config is not None else {}) if takes else function()
 

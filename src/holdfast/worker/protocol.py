@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from holdfast.records import StagedShard
+from holdfast.signatures import Keywords
 
 HEADER: Final = struct.Struct("<I")
 MAX_FRAME_BYTES: Final = 2**32 - 1
@@ -31,6 +32,18 @@ class ValidationTask(msgspec.Struct, frozen=True, array_like=True):
 
     arguments: bytes | None = None
     timeout_s: float | None = None
+
+
+class ValidationTerms(msgspec.Struct, frozen=True, array_like=True):
+    """What the trainer's `ValidationConfig` takes.
+
+    Attributes:
+        keywords: The arguments that its function takes.
+        given: The names of those that it is given where the report gives none.
+    """
+
+    keywords: Keywords
+    given: list[str]
 
 
 class ReportCall(Message, frozen=True):
@@ -207,7 +220,7 @@ class Job(Message, frozen=True):
             secrets. Empty where there is none either.
         first_report: The index of this attempt's first report.
         score_attribute: The metric that ranks checkpoints, to be checked where it is reported.
-        validates: Whether the trainer has a function that validates checkpoints.
+        validation: What a report's validation can be given; None where the trainer has no function for it.
         kept: Where the node has files of that checkpoint, by path; what they hold is to be compared with the manifest.
         staging: Where the node wants checkpoints written that are to be sent: on its disk, and in its memory where it has any for that.
             Empty where they are written into the run itself.
@@ -230,7 +243,7 @@ class Job(Message, frozen=True):
     checkpoint: str | None
     first_report: int
     score_attribute: str | None = None
-    validates: bool = False
+    validation: ValidationTerms | None = None
     storage: bytes = b""
     kept: dict[str, str] = {}
     staging: list[str] = []

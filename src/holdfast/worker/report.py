@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from holdfast.checkpoint import Checkpoint
+from holdfast.checks import check_member
 from holdfast.config import CheckpointConsistencyMode, CheckpointUploadMode, ValidationTaskConfig
 from holdfast.errors import CheckpointSourceError, ConfigurationError
 from holdfast.metrics import decode_metrics, encode_metrics, score_of
@@ -17,6 +18,7 @@ from holdfast.persistence import layout
 from holdfast.persistence.staging import check_directory, stage
 from holdfast.records import StagedShard
 from holdfast.reported import ReportedCheckpoint, status_of
+from holdfast.urls import has_options
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
 from holdfast.worker.context import WorkerState, current
@@ -59,7 +61,7 @@ def report(
             `get_context().get_storage().build_checkpoint_path_from_name(name)`, and returns where.
         validation: Whether the checkpoint is validated beside training, by the function of the trainer's
             `ValidationConfig`; a `ValidationTaskConfig` gives arguments and a time limit of its own. It is kept until that has an
-            outcome. One rank's wish is enough; the lowest rank's counts.
+            outcome. One rank's wish is enough; the lowest rank's counts. Some rank must report a checkpoint.
 
     Returns:
         A `PendingCheckpoint`: done, or in `ASYNC` mode on its way.
@@ -77,10 +79,7 @@ def report(
     """
     state = current("report()")
     task = _validation_task(state, validation)
-    if not isinstance(checkpoint_upload_mode, CheckpointUploadMode):
-        raise ConfigurationError(
-            f"report(checkpoint_upload_mode=...) takes a CheckpointUploadMode, not {checkpoint_upload_mode!r}"
-        )
+    check_member("report(checkpoint_upload_mode=...)", checkpoint_upload_mode, CheckpointUploadMode)
     waits = checkpoint_upload_mode is not CheckpointUploadMode.ASYNC
     encoded = encode_metrics(metrics)
     if state.job.score_attribute is not None:
@@ -138,11 +137,17 @@ def _validation_task(state: WorkerState, wish: bool | ValidationTaskConfig) -> p
         return None
     if wish is not True and not isinstance(wish, ValidationTaskConfig):
         raise ConfigurationError(f"report(validation=...) takes True, False or a ValidationTaskConfig, not {wish!r}")
-    if not state.job.validates:
+    if state.job.validation is None:
         raise ConfigurationError(
             "report(validation=...) asks for a validation, but the trainer has no function for it; pass "
             "validation_config=ValidationConfig(fn=...) to the trainer"
         )
+    terms = state.job.validation
+    if wish is True or wish.fn_kwargs is None:
+        # The trainer's arguments, which it may have none of because every report was to give its own.
+        terms.keywords.check_all(terms.given, "ValidationConfig.task_config: fn_kwargs")
+    else:
+        terms.keywords.check_all(wish.fn_kwargs, "report(validation=...): fn_kwargs")
     if wish is True:
         return protocol.ValidationTask()
     return protocol.ValidationTask(pack_arguments(wish, "report(validation=...)"), wish.timeout_s)
@@ -177,6 +182,11 @@ def _with_checkpoint(
         )
     if name is not None:
         layout.check_name(name, "report(checkpoint_dir_name=...)")
+        if "?" in name and has_options(state.job.storage_url):
+            raise ConfigurationError(
+                f"report(checkpoint_dir_name=...) {name!r} holds '?', which in a URL begins its options: nobody could give the checkpoint's "
+                "URL; leave it out"
+            )
     in_place = mode is CheckpointUploadMode.NO_UPLOAD
     if upload is not None:
         checkpoint = _upload_by_user(state, checkpoint, name, upload)
@@ -251,10 +261,7 @@ def get_all_reported_checkpoints(
         WaitTimeoutError: Checkpoints are still on their way.
     """
     state = current("get_all_reported_checkpoints()")
-    if not isinstance(consistency_mode, CheckpointConsistencyMode):
-        raise ConfigurationError(
-            f"get_all_reported_checkpoints(consistency_mode=...) takes a CheckpointConsistencyMode, not {consistency_mode!r}"
-        )
+    check_member("get_all_reported_checkpoints(consistency_mode=...)", consistency_mode, CheckpointConsistencyMode)
     validated = consistency_mode is CheckpointConsistencyMode.VALIDATED
     answer = expect(
         state.channel.ask(protocol.CheckpointsCall(state.next_report, timeout_s, validated)), protocol.ReportedList

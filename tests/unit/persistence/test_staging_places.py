@@ -192,14 +192,23 @@ def test_a_local_run_has_no_places(run, tmp_path):
     assert left(tmp_path) == []
 
 
-def test_memory_is_what_the_system_says_is_memory(tmp_path, monkeypatch):
+def test_memory_is_what_the_system_says_is_memory_and_what_is_none_is_told_of_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "disk"))
-    for directory in (tmp_path / "missing", "/proc"):
+    (tmp_path / "file").touch()
+    for directory, problem in (
+        (tmp_path / "missing", "No such file"),
+        (tmp_path / "file", "is no directory"),
+        ("/proc", "is not in memory"),
+    ):
+        caplog.clear()
         monkeypatch.setenv("HOLDFAST_MEMORY_DIR", str(directory))
         places = StagingPlaces(RemoteLikeStore(tmp_path / "run"))
         places.take()
         assert len(places.paths) == 1
         places.close()
+        (told,) = [each.getMessage() for each in caplog.records]
+        assert f"HOLDFAST_MEMORY_DIR={directory} " in told
+        assert problem in told
     monkeypatch.setattr(file_systems, "_MOUNTS", tmp_path / "none")
     assert not file_systems.is_in_memory("/")
 

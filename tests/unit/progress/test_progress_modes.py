@@ -51,7 +51,7 @@ def test_the_environment_decides_for_auto_alone(terminal: FakeTerminal, monkeypa
     assert kind_of("plain", terminal.stream) == "LineProgress"
     monkeypatch.setenv("HOLDFAST_PROGRESS", "loud")
     with pytest.raises(
-        ConfigurationError, match="HOLDFAST_PROGRESS must be one of auto, live, plain, quiet, not 'loud'"
+        ConfigurationError, match="HOLDFAST_PROGRESS must be 'auto', 'live', 'plain' or 'quiet', not 'loud'"
     ):
         make_progress("auto", "run")
 

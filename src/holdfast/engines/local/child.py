@@ -37,7 +37,9 @@ def become_worker(descriptors: list[int], zygote_pid: int) -> None:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except KeyboardInterrupt:
-        code = 130
+        # Before it could say anything, or after: whoever waits for it is to see a signal, and no code of a program's own.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except BaseException:  # noqa: BLE001 - the last frame of this process
         sys.excepthook(*sys.exc_info())
     finally:
