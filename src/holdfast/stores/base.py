@@ -7,7 +7,7 @@ or `..` parts; bytes that are no UTF-8 appear as surrogates, as `os.fsdecode` gi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ class Capabilities:
         whole_replacement: Who reads an object while `write` replaces it sees the old one or the new one.
         copies: `copy` exists, and sends no bytes through this machine.
         lists: `list` exists; else only what is known by its key can be read.
+        asks_ahead: `begin_read` returns before the store has answered.
     """
 
     atomic_rename: bool
@@ -41,6 +42,7 @@ class Capabilities:
     whole_replacement: bool = True
     copies: bool = False
     lists: bool = True
+    asks_ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,16 @@ class Store(ABC):
         Raises:
             StoreNotFoundError: There is none.
         """
+
+    def begin_read(self, key: str) -> Callable[[], bytes | memoryview]:
+        """Asks for a whole small object, for who wants many of them and need not wait for one to ask for the next.
+
+        With `capabilities.asks_ahead`; elsewhere it is read when it is waited for.
+
+        Returns:
+            What waits for it and gives its bytes; it raises what `read` would.
+        """
+        return lambda: self.read(key)
 
     @abstractmethod
     def open_read(self, key: str) -> BinaryIO:

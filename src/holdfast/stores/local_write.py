@@ -54,14 +54,20 @@ def temporary_name() -> str:
     return f".holdfast-{_tag}-{os.getpid()}-{next(_counter)}.tmp"
 
 
-def write_new(path: str, data: bytes) -> None:
-    """Writes a new file, and leaves none behind where that fails."""
+def write_new(path: str, data: bytes | memoryview, mode: int | None = None) -> None:
+    """Writes a new file, and leaves none behind where that fails.
+
+    Args:
+        mode: Permission bits, whatever the umask is; None for what it makes of 0o644.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         try:
             written = os.write(descriptor, data)
             while written < len(data):
                 written += os.write(descriptor, memoryview(data)[written:])
+            if mode is not None:
+                os.fchmod(descriptor, mode)
         finally:
             os.close(descriptor)
     except BaseException:

@@ -18,6 +18,7 @@ import os
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ class Calls:
         self.patience = patience
         self._until_s: float | None = None
         self._open: set[_Call[Any]] = set()
+        self._begun: deque[_Call[Any]] = deque()
+        self._told: asyncio.AbstractEventLoop | None = None
 
     def begin(self, request: Callable[[], Awaitable[_T]], *, once: bool = False, bulk: bool = False) -> Future[_T]:
         """Begins a request; cancelling the future breaks it off.
@@ -87,8 +90,16 @@ class Calls:
         """
         future: Future[_T] = Future()
         gate = self.gate if bulk else self._open_gate
-        call = _Call(self, gate, request, 0 if once else self.patience.retries, future)
-        _process.loop().call_soon_threadsafe(call.begin)
+        self._begun.append(_Call(self, gate, request, 0 if once else self.patience.retries, future))
+        # Waking the loop costs more than the rest of this: once for all that begin before it has come to them.
+        loop = _process.loop()
+        if self._told is not loop:
+            try:
+                self._told = loop
+                loop.call_soon_threadsafe(self._begin_all)
+            except BaseException:  # a signal's, in between: the next is to tell it
+                self._told = None
+                raise
         return future
 
     def at_once(self, most: int) -> int:
@@ -121,6 +132,12 @@ class Calls:
     def closed(self, call: _Call[Any]) -> None:
         """A call is over."""
         self._open.discard(call)
+
+    def _begin_all(self) -> None:
+        # In this order: who finds that the loop was told has put its call where the lines below find it.
+        self._told = None
+        while self._begun:
+            self._begun.popleft().begin()
 
     def _shorten(self, loop: asyncio.AbstractEventLoop) -> None:
         for call in self._open:

@@ -180,6 +180,7 @@ class Client:
 
     def _connect(self, resends: Resends) -> Any:
         place = self.place
+        _library(place.root)
         options = {**from_environment(place.service, os.environ), **dict(place.options)}
         ours = {name: options.pop(name) for name in list(options) if name in CLIENT_OPTIONS}
         if options.get("endpoint", "").startswith("http://"):

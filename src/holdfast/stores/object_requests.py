@@ -6,7 +6,7 @@ Every error is a `StorageError` that names the object; see `object_errors`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,14 @@ def get(client: Client, name: str) -> Piece:
         StoreNotFoundError: There is none.
         StorageError: It could not be read.
     """
-    return client.call("read", name, lambda: fetch(client, name), bulk=True)
+    return begin_get(client, name)()
+
+
+def begin_get(client: Client, name: str) -> Callable[[], Piece]:
+    """Asks for a whole object; what it returns waits for it, and raises what `get` does. One request."""
+    client.handle()  # in a forked child an error, before anything is waited for that its parent's thread would do
+    future = client.calls.begin(lambda: fetch(client, name), bulk=True)
+    return lambda: client.outcome("read", name, future)
 
 
 async def fetch(client: Client, name: str, range_bytes: tuple[int, int] | None = None) -> Piece:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -16,7 +16,7 @@ from holdfast.stores.object_leftovers import give_up_uploads
 from holdfast.stores.object_open import ObjectReader
 from holdfast.stores.object_probe import probe
 from holdfast.stores.object_put import confirm, put_descriptor
-from holdfast.stores.object_requests import Listed, copy, delete, delete_all, get, level, look, pages, put
+from holdfast.stores.object_requests import Listed, begin_get, copy, delete, delete_all, get, level, look, pages, put
 from holdfast.stores.object_url import Place, parse_url
 
 
@@ -85,6 +85,7 @@ class ObjectStore(Store):
             links=False,
             copies=True,
             lists=self._place.service != "http",
+            asks_ahead=True,
         )
 
     def child(self, key: str) -> ObjectStore:
@@ -126,6 +127,11 @@ class ObjectStore(Store):
     def read(self, key: str) -> bytes:
         """The whole object."""
         return bytes(get(self._client, self._name(key)).data)
+
+    def begin_read(self, key: str) -> Callable[[], memoryview]:
+        """One request, which is on its way when this returns."""
+        wait = begin_get(self._client, self._name(key))
+        return lambda: wait().data
 
     def open_read(self, key: str) -> BinaryIO:
         """The object, fetched in ranges as they are read, and ahead of that."""

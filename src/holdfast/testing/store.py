@@ -344,6 +344,15 @@ class StoreContract:
         assert len(next(given)) > 0
         del given
 
+    def test_many_are_asked_for_before_the_first_is_waited_for(self, tmp_path: Path) -> None:
+        store = self.make_store(tmp_path)
+        objects = {f"c/{number}": os.urandom(number * 100) for number in range(20)}
+        for key, data in objects.items():
+            put(store, key, tmp_path, data)
+        waits = {key: store.begin_read(key) for key in ("c/nothing", *objects)}
+        expect(StoreNotFoundError, waits.pop("c/nothing"))
+        assert {key: bytes(wait()) for key, wait in waits.items()} == objects
+
     def test_a_copy_has_the_bytes_of_what_was_confirmed_and_replaces_nothing(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)
         put(store, "c/a b ü %", tmp_path, b"data")
