@@ -212,6 +212,10 @@ def test_a_rank_far_behind_is_never_kept_out_by_those_ahead(tmp_path):
     assert verified(tmp_path)
 
 
+# Before Linux 6.13 the times of files moved by ticks of some milliseconds; what is written within one shows no other time.
+TICK_S = 0.02
+
+
 def modify_after_report(step):
     directory = Path(tempfile.mkdtemp())
     (directory / "weights.pt").write_bytes(b"a" * 1000)
@@ -222,6 +226,7 @@ def modify_after_report(step):
         delete_local_checkpoint_after_upload=False,
     )
     train.collective.barrier()  # else a slower rank's own report may learn of it first
+    time.sleep(TICK_S)
     with open(directory / "weights.pt", "r+b") as file:
         file.write(b"b")
     return pending
@@ -322,6 +327,7 @@ def test_a_file_that_is_written_again_after_the_report_does_not_reach_the_checkp
             (base / "model").mkdir()
             (base / "model" / "weights").write_bytes(b"reported")
             pending = train.report({}, Checkpoint(str(base / "model")), checkpoint_upload_mode=ASYNC)
+            time.sleep(TICK_S)
             with open(base / "model" / "weights", "wb") as file:  # as torch.save does
                 file.write(b"the next")
             (base / "written").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tempfile
 import threading
@@ -14,7 +15,7 @@ from holdfast import Checkpoint, CheckpointUploadMode, DataParallelTrainer, RunC
 from holdfast.stores import open_store
 from support.drivers import Driver
 from support.s3_proxy import Fault
-from support.waiting import LIMIT_S, await_file
+from support.waiting import LIMIT_S, await_file, beside
 
 MARK = ".holdfast/pending/checkpoint_000001"
 
@@ -28,6 +29,7 @@ def fit(function, url, base, *, workers=2, **options):
     ).fit()
 
 
+@contextlib.contextmanager
 def let_go_when(path, hold):
     """Sets an event once a file is there, beside the driver, which is this process; in any case at last."""
 
@@ -37,9 +39,8 @@ def let_go_when(path, hold):
         finally:
             hold.set()
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
+    with beside(wait):
+        yield
 
 
 def report_files(step, name=None, **files):
@@ -73,11 +74,8 @@ def test_training_goes_on_while_the_place_of_a_checkpoint_is_prepared(
 ):
     hold = threading.Event()
     held = proxy.fail(Fault(method, contains, waits_for=hold))
-    thread = let_go_when(tmp_path / "went on", hold)
-    try:
+    with let_go_when(tmp_path / "went on", hold):
         fit(goes_on, url, tmp_path, workers=workers)
-    finally:
-        thread.join()
     assert held.times == 0  # else there was nothing to wait for
     run = train.Run(server.url(bucket, "exp/run"))
     assert [each.metrics for each in run.checkpoints] == [{"step": 1}]
@@ -134,11 +132,8 @@ def reports_one_name_twice(config):
 def test_a_name_that_is_on_its_way_is_taken(server, bucket, url, proxy, tmp_path, kind):
     hold = threading.Event()
     proxy.fail(Fault("PUT", "/run/same/", times=-1, waits_for=hold))
-    thread = let_go_when(tmp_path / "went on", hold)
-    try:
+    with let_go_when(tmp_path / "went on", hold):
         fit(reports_one_name_twice, tmp_path if kind == "local" else url, tmp_path, max_pending_checkpoints=3)
-    finally:
-        thread.join()
     run = train.Run(tmp_path / "run" if kind == "local" else server.url(bucket, "exp/run"))
     assert [each.metrics["step"] for each in run.checkpoints] == [1, 3]
     assert not any(run.verify().values())
