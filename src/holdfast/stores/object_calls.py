@@ -99,7 +99,9 @@ class Calls:
                 loop.call_soon_threadsafe(self._begin_all)
             except BaseException:  # a signal's, in between
                 self._told = None
-                loop.call_soon_threadsafe(self._begin_all)  # once too often does no harm, and others may rely on it already
+                loop.call_soon_threadsafe(
+                    self._begin_all
+                )  # once too often does no harm, and others may rely on it already
                 raise
         return future
 
