@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 
 from holdfast.errors import StorageError
-from holdfast.persistence.transfer import FileTransfer, UploadStopped
+from holdfast.persistence.transfer import FileTransfer, Step, UploadStopped
 from holdfast.records import ShardReceipt, StagedFile, StagedShard, StoredFile
 
 # Copying from here on takes longer than handing a task to another thread, so a task is about this many bytes.
@@ -20,7 +20,10 @@ _SMALL_BYTES = 64 * 1024
 _PROBE_FILES = 16
 _SLOW_FILE_S = 0.0003
 
-Step = Callable[[FileTransfer, StagedFile], StoredFile]
+# So many files a thread begins before it waits for the first, where the store can be asked ahead.
+_BEGUN_AT_ONCE = 16
+
+MakeStep = Callable[[FileTransfer, StagedFile], Step]
 
 
 class ShardFuture(Future[ShardReceipt]):
@@ -54,7 +57,7 @@ class ShardWork:
         self,
         shard: StagedShard,
         transfer: FileTransfer,
-        step: Step,
+        step: MakeStep,
         future: ShardFuture,
         *,
         ended: Callable[[ShardFuture], None],
@@ -105,13 +108,18 @@ class ShardWork:
 
     def _run(self, positions: Iterator[int], is_small: bool) -> None:
         stop = self._future.stop_event
+        begun: collections.deque[tuple[int, Step]] = collections.deque()
         try:
             num_files = 0
             since_s, cpu_s = time.perf_counter(), time.thread_time()
             for position in positions:
                 if stop.is_set():
                     break
-                self._stored[position] = self._step(self._transfer, self._shard.files[position])
+                step = self._step(self._transfer, self._shard.files[position])
+                if not self._go_on(position, step):
+                    begun.append((position, step))
+                    if len(begun) == _BEGUN_AT_ONCE:
+                        self._end(*begun.popleft())
                 num_files += 1
                 if is_small and num_files == _PROBE_FILES:
                     self._join_if_slow(time.perf_counter() - since_s, time.thread_time() - cpu_s)
@@ -119,7 +127,26 @@ class ShardWork:
                     since_s, cpu_s = time.perf_counter(), time.thread_time()
         except BaseException as error:  # noqa: BLE001 - carried by the future
             self._fail(error)
+        # Whatever happened: else files were still on their way when all is said to be over.
+        for position, step in begun:
+            try:
+                self._end(position, step)
+            except BaseException as error:  # noqa: BLE001 - as above
+                self._fail(error)
         self._leave()
+
+    def _go_on(self, position: int, step: Step) -> bool:
+        """Whether that was the end of it."""
+        try:
+            next(step)
+        except StopIteration as end:
+            self._stored[position] = end.value
+            return True
+        return False
+
+    def _end(self, position: int, step: Step) -> None:
+        while not self._go_on(position, step):
+            pass
 
     def _leave(self) -> None:
         with self._guard:

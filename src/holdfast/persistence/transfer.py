@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
@@ -104,7 +104,12 @@ class FileTransfer:
         )
 
 
-def store_file(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+Step = Generator[None, None, StoredFile]
+"""What is done with one file. It yields where its bytes are on their way and nothing is left but to wait for the store: meanwhile
+the thread may begin others. It is to be run to its end, also when another one has failed."""
+
+
+def store_file(transfer: FileTransfer, file: StagedFile) -> Step:
     """Stores one file, link or empty directory; safe to repeat on what passes by itself.
 
     Raises:
@@ -114,27 +119,25 @@ def store_file(transfer: FileTransfer, file: StagedFile) -> StoredFile:
         UploadStopped: The shard was given up.
     """
     if file.kind != "file":
-        return _retried(transfer, file, _store_special)
+        return (yield from _retried(transfer, file, _store_special))
     try:
-        return _retried(transfer, file, _store_regular)
+        return (yield from _retried(transfer, file, _store_regular))
     finally:
         transfer.let_go(file)
 
 
-def register_file(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+def register_file(transfer: FileTransfer, file: StagedFile) -> Step:
     """Digests a file that lies in its final place; raises as `store_file`."""
     if file.kind != "file":
         return transfer.receipt(file, None)
-    return _retried(transfer, file, _digest_in_place)
+    return (yield from _retried(transfer, file, _digest_in_place))
 
 
-def _retried(
-    transfer: FileTransfer, file: StagedFile, step: Callable[[FileTransfer, StagedFile], StoredFile]
-) -> StoredFile:
+def _retried(transfer: FileTransfer, file: StagedFile, step: Callable[[FileTransfer, StagedFile], Step]) -> Step:
     retries: Retries | None = None
     while True:
         try:
-            stored = step(transfer, file)
+            stored = yield from step(transfer, file)
         except (StorageError, OSError) as error:
             if isinstance(error, StorageUnavailableError | StorageInterruptedError):
                 transfer.traces.unanswered.add(file.path)
@@ -153,7 +156,8 @@ def _retried(
             return stored
 
 
-def _store_special(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+def _store_special(transfer: FileTransfer, file: StagedFile) -> Step:
+    yield from ()
     key = transfer.key(file)
     try:
         if file.kind == "symlink":
@@ -166,7 +170,7 @@ def _store_special(transfer: FileTransfer, file: StagedFile) -> StoredFile:
     return transfer.receipt(file, None)
 
 
-def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+def _store_regular(transfer: FileTransfer, file: StagedFile) -> Step:
     source = transfer.source(file)
     held = transfer.descriptors.get(file.path)
     descriptor = _open(transfer, file) if held is None else held
@@ -193,7 +197,7 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> StoredFile:
             if is_linked or is_shared:
                 transfer.traces.written.add(file.path)
             else:
-                digest = _copy(transfer, file, descriptor, progress)
+                digest = yield from _copy(transfer, file, descriptor, progress)
             if digest is None:
                 digest = digest_fd(descriptor, file.size_bytes, progress.hasher)
             status = os.fstat(descriptor)
@@ -245,16 +249,18 @@ def _adopt(transfer: FileTransfer, file: StagedFile, source: str | int, descript
     return True
 
 
-def _copy(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _Progress) -> str | None:
+def _copy(
+    transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _Progress
+) -> Generator[None, None, str | None]:
     """The digest of the stored copy; None where the key is taken and nothing was read."""
+    key, store = transfer.key(file), transfer.store
     try:
-        transfer.store.put_file(
-            transfer.key(file),
-            descriptor,
-            size_bytes=file.size_bytes,
-            mode=file.mode,
-            hasher=progress.hasher,
-        )
+        wait = store.begin_put_file(key, descriptor, size_bytes=file.size_bytes, mode=file.mode, hasher=progress.hasher)
+        if wait is None:
+            store.put_file(key, descriptor, size_bytes=file.size_bytes, mode=file.mode, hasher=progress.hasher)
+        else:
+            yield
+            wait()
     except StoreExistsError:
         transfer.traces.found.add(file.path)
         return None
@@ -266,7 +272,8 @@ def _copy(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _
     return progress.hasher.text()
 
 
-def _digest_in_place(transfer: FileTransfer, file: StagedFile) -> StoredFile:
+def _digest_in_place(transfer: FileTransfer, file: StagedFile) -> Step:
+    yield from ()
     source = transfer.source(file)
     if file.source is not None:
         raise CheckpointSourceError(

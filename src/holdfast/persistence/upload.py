@@ -18,7 +18,7 @@ from holdfast.persistence.listing import list_files
 from holdfast.persistence.predecessor import Predecessor, Traces
 from holdfast.persistence.retry import RetryPolicy, retried
 from holdfast.persistence.right_of_way import give_way
-from holdfast.persistence.shard_work import ShardFuture, ShardWork, Step
+from holdfast.persistence.shard_work import MakeStep, ShardFuture, ShardWork
 from holdfast.persistence.staging import stage
 from holdfast.persistence.transfer import FileTransfer, register_file, store_file
 from holdfast.records import ShardReceipt, StagedShard
@@ -149,7 +149,7 @@ class Uploader:
         shard: StagedShard,
         store: Store,
         prefix: str,
-        step: Step,
+        step: MakeStep,
         on_bytes: Callable[[int], None] | None,
         descriptors: dict[str, int] | None = None,
         predecessor: Predecessor | None = None,

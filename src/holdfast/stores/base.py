@@ -30,7 +30,7 @@ class Capabilities:
         whole_replacement: Who reads an object while `write` replaces it sees the old one or the new one.
         copies: `copy` exists, and sends no bytes through this machine.
         lists: `list` exists; else only what is known by its key can be read.
-        asks_ahead: `begin_read` returns before the store has answered.
+        asks_ahead: `begin_read` and `begin_put_file` return before the store has answered.
     """
 
     atomic_rename: bool
@@ -220,6 +220,20 @@ class Store(ABC):
             StoreExistsError: Something lies there; nothing was read or written.
             StorageError: Reading ended early, or the write failed (`No space left` …); the partial object is removed.
         """
+
+    def begin_put_file(
+        self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None
+    ) -> Callable[[], None] | None:
+        """Begins `put_file`, for who has many small files and need not wait for one to begin the next.
+
+        Returns:
+            What waits for its end; it raises what `put_file` would. None where `put_file` is to be called: for larger files, and
+            where nothing is gained.
+
+        Raises:
+            StorageError: Reading failed, or nothing can be sent.
+        """
+        return None
 
     def confirm(self, directory: str, sizes: Mapping[str, int]) -> Mapping[str, str]:
         """Looks whether files that were put are there. Nothing where that `put_file` returned is proof enough.

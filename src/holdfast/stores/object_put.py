@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
@@ -19,12 +19,14 @@ from holdfast.stores.local_copy import read_exactly
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.object_client import Client
 from holdfast.stores.object_memory import budget
-from holdfast.stores.object_requests import delete, look, pages, put, put_parts
+from holdfast.stores.object_requests import begin_put, delete, look, pages, put_parts
 
 _log = logging.getLogger("holdfast")
 # Larger files go up in parts of this size, several at once. More of it is faster, and costs memory for each file on its way.
 PART_BYTES = 8 << 20
 _PARTS_AT_ONCE = 4
+# Of files up to here the requests take the time, and not the bytes.
+SMALL_BYTES = 64 << 10
 # Of S3 and Google Cloud; Azure has 50,000.
 _MOST_PARTS = 10_000
 _MIB = 1 << 20
@@ -41,7 +43,7 @@ def put_descriptor(client: Client, name: str, source: int, size_bytes: int, hash
     if size_bytes <= PART_BYTES:
         # The library holds what it sends once more.
         with budget().hold(2 * size_bytes):
-            _put_whole(client, name, source, size_bytes, hasher)
+            _begin_whole(client, name, source, size_bytes, hasher)()
         return
     if look(client, name) is not None:
         raise _exists(client, name)
@@ -51,22 +53,42 @@ def put_descriptor(client: Client, name: str, source: int, size_bytes: int, hash
         _put_parts(client, name, _Parts(source, size_bytes, part_bytes, hasher), at_once)
 
 
-def _put_whole(client: Client, name: str, source: int, size_bytes: int, hasher: Hasher | None) -> None:
+def begin_small(
+    client: Client, name: str, source: int, size_bytes: int, hasher: Hasher | None
+) -> Callable[[], None] | None:
+    """As `put_descriptor` of a small file, which is read and on its way when this returns; what it returns waits for the end.
+
+    Small ones are not counted in the memory of transfers: who begins many before it waits has some megabytes on their way.
+
+    Returns:
+        None for a larger file, and where more than one request is needed.
+    """
+    if size_bytes > SMALL_BYTES or not client.exclusive:
+        return None
+    return _begin_whole(client, name, source, size_bytes, hasher)
+
+
+def _begin_whole(client: Client, name: str, source: int, size_bytes: int, hasher: Hasher | None) -> Callable[[], None]:
     nonce = secrets.token_hex(16)
     data = _read(client, name, source, size_bytes)
     if not client.exclusive and look(client, name) is not None:
         raise _exists(client, name)
-    try:
-        put(client, name, data, only_new=client.exclusive, nonce=nonce)
-    except (StoreExistsError, StorageUnavailableError) as error:
-        # The answer was lost; or the library, sending again what got none, met its own object.
-        _settle(client, name, nonce, size_bytes, error)
-    try:
-        if hasher is not None:
-            hasher.update(data)
-    except BaseException:
-        _remove(client, name)
-        raise
+    wait = begin_put(client, name, data, only_new=client.exclusive, nonce=nonce)
+
+    def finish() -> None:
+        try:
+            wait()
+        except (StoreExistsError, StorageUnavailableError) as error:
+            # The answer was lost; or the library, sending again what got none, met its own object.
+            _settle(client, name, nonce, size_bytes, error)
+        try:
+            if hasher is not None:
+                hasher.update(data)
+        except BaseException:
+            _remove(client, name)
+            raise
+
+    return finish
 
 
 def _put_parts(client: Client, name: str, parts: _Parts, at_once: int) -> None:

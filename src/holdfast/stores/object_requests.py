@@ -162,17 +162,29 @@ def put(
         StoreExistsError: It is there. It may be ours: sent again for want of an answer, it meets itself.
         StorageError: It failed, or its answer was lost.
     """
+    begin_put(client, name, data, only_new=only_new, action=action, nonce=nonce, probe=probe)()
+
+
+def begin_put(
+    client: Client,
+    name: str,
+    data: bytes,
+    *,
+    only_new: bool,
+    action: str = "store",
+    nonce: str | None = None,
+    probe: bool = False,
+) -> Callable[[], object]:
+    """Begins to put a small object, as `put`; what it returns waits until it is there, and raises what `put` does."""
     obstore, handle = client.obstore, client.handle(_resends(probe))
     attributes = {NONCE: nonce} if nonce is not None else None
     mode = "create" if only_new else "overwrite"
-
-    client.call(
-        action,
-        name,
+    future = client.calls.begin(
         lambda: obstore.put_async(handle, name, data, attributes=attributes, mode=mode, use_multipart=False),
         once=probe,
         bulk=nonce is not None,
     )
+    return lambda: client.outcome(action, name, future)
 
 
 def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, part_bytes: int, at_once: int) -> None:

@@ -15,7 +15,7 @@ from holdfast.stores.object_keys import key_of, name_of
 from holdfast.stores.object_leftovers import give_up_uploads
 from holdfast.stores.object_open import ObjectReader
 from holdfast.stores.object_probe import probe
-from holdfast.stores.object_put import confirm, put_descriptor
+from holdfast.stores.object_put import begin_small, confirm, put_descriptor
 from holdfast.stores.object_requests import Listed, begin_get, copy, delete, delete_all, get, level, look, pages, put
 from holdfast.stores.object_url import Place, parse_url
 
@@ -171,6 +171,12 @@ class ObjectStore(Store):
     def put_file(self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None) -> None:
         """Sends small files whole and larger ones in parts; the mode is not kept, and holes are sent as zeros."""
         put_descriptor(self._client, self._name(key), source, size_bytes, hasher)
+
+    def begin_put_file(
+        self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None
+    ) -> Callable[[], None] | None:
+        """One request, which is on its way when this returns; for files up to 64 KiB where creation is exclusive."""
+        return begin_small(self._client, self._name(key), source, size_bytes, hasher)
 
     def confirm(self, directory: str, sizes: Mapping[str, int]) -> Mapping[str, str]:
         """Lists what lies there: a request a thousand files."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
@@ -352,6 +354,29 @@ class StoreContract:
         waits = {key: store.begin_read(key) for key in ("c/nothing", *objects)}
         expect(StoreNotFoundError, waits.pop("c/nothing"))
         assert {key: bytes(wait()) for key, wait in waits.items()} == objects
+
+    def test_many_are_begun_before_the_first_is_waited_for(self, tmp_path: Path) -> None:
+        store = self.make_store(tmp_path)
+        put(store, "c/3", tmp_path, b"there")
+        objects = {f"c/{number}": os.urandom(number * 100) for number in range(20)}
+        waits: dict[str, Callable[[], None]] = {}
+        with ExitStack() as stack:
+            hashers = {key: Recorder() for key in objects}
+            for key, data in objects.items():
+                path = tmp_path / key.replace("/", "-")
+                path.write_bytes(data)
+                file = stack.enter_context(path.open("rb"))
+                wait = store.begin_put_file(key, file.fileno(), size_bytes=len(data), mode=0o644, hasher=hashers[key])
+                assert (wait is not None) <= store.capabilities.asks_ahead
+                if wait is not None:
+                    waits[key] = wait
+            if "c/3" in waits:
+                expect(StoreExistsError, waits.pop("c/3"))
+                assert hashers["c/3"].data == b""
+            for key, wait in waits.items():
+                wait()
+                assert bytes(hashers[key].data) == objects[key] == store.read(key)
+        assert store.read("c/3") == b"there"
 
     def test_a_copy_has_the_bytes_of_what_was_confirmed_and_replaces_nothing(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)
