@@ -15,7 +15,9 @@ import contextlib
 import datetime
 import enum
 import importlib
+import itertools
 import os
+import secrets
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -68,6 +70,7 @@ class Client:
         self.calls = self._make_calls()
         self._handles: dict[Resends, Any] = {}
         self._lock = threading.Lock()
+        self._name_writes()
 
     @property
     def obstore(self) -> Any:
@@ -160,7 +163,17 @@ class Client:
         """Lets go of what belongs to the parent process; in a forked child, before anything else."""
         self._handles = {}
         self._lock = threading.Lock()
+        self._name_writes()
         self.calls = self._make_calls()
+
+    def nonce(self) -> str:
+        """What a write is called, by which it is known again; no other write of any process has the same."""
+        return f"{self._tag}-{next(self._writes)}"
+
+    def _name_writes(self) -> None:
+        # Random once: for each of many small files a call of the system would cost as much as to read the file.
+        self._tag = secrets.token_hex(16)
+        self._writes = itertools.count()
 
     def _make_calls(self) -> Calls:
         retries, limit_s = _resending(dict(self.place.options))

@@ -8,7 +8,6 @@ write therefore carries a random text of its own (`NONCE`), by which it is recog
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -69,7 +68,7 @@ def begin_small(
 
 
 def _begin_whole(client: Client, name: str, source: int, size_bytes: int, hasher: Hasher | None) -> Callable[[], None]:
-    nonce = secrets.token_hex(16)
+    nonce = client.nonce()
     data = _read(client, name, source, size_bytes)
     if not client.exclusive and look(client, name) is not None:
         raise _exists(client, name)
@@ -92,7 +91,7 @@ def _begin_whole(client: Client, name: str, source: int, size_bytes: int, hasher
 
 
 def _put_parts(client: Client, name: str, parts: _Parts, at_once: int) -> None:
-    nonce = secrets.token_hex(16)
+    nonce = client.nonce()
     try:
         put_parts(client, name, parts, nonce=nonce, part_bytes=parts.part_bytes, at_once=at_once)
     except StorageError as error:
