@@ -139,7 +139,7 @@ class Fit:
     def _open_run(self, stop: StopRequests) -> RunWriter:
         """Becomes the run's driver, which may have to wait for the one before; dying in it leaves the run as it was."""
         try:
-            with stop.raised():
+            with stop.raised(self._store.hurry):
                 return RunWriter.open(
                     self._store,
                     name=self._name,
@@ -165,11 +165,13 @@ class Fit:
         if self._origin is None or writer.checkpoints():
             return None
         try:
-            with stop.raised():
+            with stop.raised(self._origin.hurry):
                 pack_checkpoint(self._origin.open())
         except KeyboardInterrupt:
             if stop.signum is None:
                 raise
+            # It may be the bucket of the run, too, which is to be closed as always.
+            self._origin.hurry(on=False)
             return Outcome(signum=stop.signum)
         if self._origin.is_of_this_process and not self._in_process:
             raise ConfigurationError(

@@ -39,13 +39,17 @@ class StopRequests:
             handler(self.signum or signal.SIGINT)  # who insisted then insists now
 
     @contextlib.contextmanager
-    def raised(self) -> Iterator[None]:
+    def raised(self, hurry: Callable[[], None]) -> Iterator[None]:
         """While the block runs a signal ends it where it is, as a KeyboardInterrupt, and so does one that came before.
 
         For what leaves nothing half done: where there is more to unwind, `hand_to` somebody who knows how.
+
+        Args:
+            hurry: Ends what other threads of the block wait for: they are waited for in their turn.
         """
 
         def interrupt(signum: int) -> None:
+            hurry()
             raise KeyboardInterrupt
 
         try:

@@ -73,6 +73,11 @@ class Origin:
         """Whether no other process can reach what was found, as in this one's memory."""
         return self._found is not None and self._found._store.is_of_this_process
 
+    def hurry(self, *, on: bool = True) -> None:
+        """What `open` waits for of the store fails within seconds; see `Store.hurry`. Safe in a signal handler."""
+        given = self._given
+        (given if isinstance(given, Store) else given._store).hurry(on=on)
+
     def let_go(self) -> None:
         """Its copy is no longer needed here; safe to repeat."""
         with self._lock:

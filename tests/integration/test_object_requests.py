@@ -142,6 +142,40 @@ def test_a_bucket_that_went_silent_does_not_hold_up_the_second_ctrl_c(
     assert not any(run.verify().values())
 
 
+BEFORE = """
+import sys
+import holdfast as train
+try:
+    train.DataParallelTrainer(lambda: None, resume_from=sys.argv[2] or None,
+        run_config=train.RunConfig(name="run", storage_path=sys.argv[1], progress="quiet")).fit()
+except train.TrainingInterrupted as error:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["manifests", "files"])
+def test_a_signal_ends_what_waits_for_a_silent_bucket_before_the_first_attempt(
+    server: S3Server, bucket: str, proxy: Proxy, tmp_path: Path, what: str
+) -> None:
+    earlier = open_run(server.url(bucket, "exp/earlier"))
+    for _ in range(3):
+        report(earlier, tmp_path, {f"{number}": b"small" for number in range(40)})
+    earlier.close()
+    url = server.url(bucket, "exp", port=proxy.port)
+    stalled = ".manifest.json" if what == "manifests" else "checkpoint_000003/1"
+    proxy.fail(Fault("GET", stalled, times=-1, stalls=True))
+    if what == "manifests":
+        run = open_run(server.url(bucket, "exp/run"))
+        for _ in range(3):
+            report(run, tmp_path / "run", {"small": b"small"})
+        run.close()
+    with Driver(BEFORE, url, "" if what == "manifests" else server.url(bucket, "exp/earlier", port=proxy.port)) as driver:
+        driver.wait_until(lambda: proxy.count("GET", stalled), "it asks")
+        driver.send_signal(signal.SIGTERM)
+        out, _ = driver.communicate(timeout=SOON_S)
+    assert out.split() == ["interrupted"]
+
+
 class Strict:
     """Refuses what comes while so many others are on their way."""
 

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import StorageUnavailableError
+from holdfast.errors import StorageAccessError, StorageUnavailableError
 from holdfast.persistence import layout
-from holdfast.stores import Store, open_store
+from holdfast.stores import Store, object_leftovers, open_store
+from holdfast.stores.object_client import client_of
+from holdfast.stores.object_url import parse_url
 from support.ceph import CephServer
-from support.runs import open_run
+from support.runs import open_run, report
 from support.s3_proxy import Fault, Proxy, answer, running_proxy
 from support.s3_server import S3Server
 
+# The first one on Ceph waits for the cluster.
+pytestmark = pytest.mark.timeout(240)
 NAME = "ein Übungsname+&%"
 
 
@@ -66,20 +70,46 @@ def test_those_of_checkpoints_on_their_way_are_given_up_and_no_others(s3: S3Serv
     assert list(store.list(layout.PENDING)) == []
 
 
-def test_a_server_that_does_not_say_is_asked_again_at_the_next_start(
-    s3: S3Server, place: str, through: Proxy, caplog: pytest.LogCaptureFixture
+def test_a_server_that_does_not_say_is_asked_again_at_the_next_start_and_holds_up_nothing_else(
+    s3: S3Server, place: str, through: Proxy, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     store = open_store(s3.url(place, "exp/run", port=through.port))
     open_run(store).close()
+    mark(store, "mine")
+    store.write("mine/half", b"of a dead driver")
+    begin_upload(s3, place, "exp/run/mine/a")
+    through.fail(Fault("GET", "uploads=", times=-1, answers=answer(503, "ServiceUnavailable")))
+    writer = open_run(store)
+    assert "status 503" in caplog.text
+    assert "the next start tries again" in caplog.text
+    report(writer, tmp_path, {"model": b"whole"}, name="mine")
+    writer.close()
+    assert {entry.key for entry in store.list("mine")} == {"mine/model", layout.manifest_key("mine")}
     mark(store, "checkpoint_000007")
     begin_upload(s3, place, "exp/run/checkpoint_000007/a")
-    through.fail(Fault("GET", "uploads=", answers=answer(503, "ServiceUnavailable")))
     open_run(store).close()
-    assert "the next start tries again" in caplog.text
-    assert s3.unfinished_uploads(place) == 1
+    assert s3.unfinished_uploads(place) == 2
+    through.heal()
     open_run(store).close()
-    assert s3.unfinished_uploads(place) == 0
+    assert s3.unfinished_uploads(place) == 1  # that of a name that was used again since: of it nobody knows any more
     assert list(store.list(layout.PENDING)) == []
+
+
+def test_an_upload_that_the_server_lists_for_ever_is_given_up_once(s3: S3Server, place: str, through: Proxy) -> None:
+    store = open_store(s3.url(place, "exp/run", port=through.port))
+    begin_upload(s3, place, "exp/run/checkpoint_000007/a")
+    through.fail(Fault("DELETE", "uploadId=", times=-1, answers=answer(404, "NoSuchUpload")))
+    store.give_up_uploads("checkpoint_000007")
+    assert through.count("DELETE", "uploadId=") == 1
+
+
+def test_what_signs_a_request_is_not_sent_to_another_host(s3: S3Server, place: str, through: Proxy) -> None:
+    with running_proxy(s3.port) as elsewhere:
+        head = f"HTTP/1.1 307 X\r\nLocation: http://localhost:{elsewhere.port}/{place}?uploads\r\nContent-Length: 0\r\n"
+        through.fail(Fault("GET", "uploads=", times=-1, answers=f"{head}Connection: close\r\n\r\n".encode()))
+        open_store(s3.url(place, "exp/run", port=through.port)).give_up_uploads("checkpoint_000007")
+        assert through.count("GET", "uploads=") == 1
+        assert elsewhere.requests == []
 
 
 @pytest.mark.parametrize(
@@ -107,3 +137,26 @@ def test_a_right_that_is_missing_holds_nothing_up(ceph: CephServer, monkeypatch:
     lost = open_store("s3://bucket/run?endpoint_override=http://127.0.0.1:9&request_timeout=1")
     with pytest.raises(StorageUnavailableError, match="s3://bucket"):
         lost.give_up_uploads("checkpoint_000001")
+
+
+def test_a_profile_names_its_region_and_one_that_fails_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("boto3")
+    for name in (
+        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT",
+    ):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile here]\nregion = eu-west-1\naws_access_key_id = key\naws_secret_access_key = secret\n"
+        "[profile broken]\ncredential_process = false\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    found = object_leftovers._Bucket.of(client_of(parse_url("s3://bucket/run?profile=here")[0]))
+    assert found is not None
+    assert (found.url, found.region) == ("https://s3.eu-west-1.amazonaws.com/bucket", "eu-west-1")
+    with pytest.raises(StorageAccessError, match="s3://bucket"):
+        open_store("s3://bucket/run?profile=broken").give_up_uploads("checkpoint_000007")

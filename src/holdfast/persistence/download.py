@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,19 +68,20 @@ def fetch(
     if len(regular) + len(small) < _PARALLEL_FROM:
         for file in regular:
             _fetch_file(store, target, file, kept)
-        _fetch_small(store, target, small, kept)
+        _fetch_small(store, target, small, kept, threading.Event())
     else:
         regular.sort(key=lambda file: -file.size_bytes)
         small_threads = min(_SMALL_THREADS, len(small))
         threads = min(_THREADS, len(regular)) + small_threads
         with ThreadPoolExecutor(threads, thread_name_prefix="holdfast-restore") as pool:
             futures = [pool.submit(_fetch_file, store, target, file, kept) for file in regular]
-            futures += [pool.submit(_fetch_small, store, target, small, kept) for _ in range(small_threads)]
+            failed = threading.Event()
+            futures += [pool.submit(_fetch_small, store, target, small, kept, failed) for _ in range(small_threads)]
             try:
                 for future in futures:
                     future.result()
             except BaseException:
-                small.clear()
+                failed.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     for file in files:
@@ -221,11 +223,17 @@ def _fetch_file(store: Store, target: LocalStore, file: StoredFile, kept: Mappin
     _compare(store, file, hasher)
 
 
-def _fetch_small(store: Store, target: LocalStore, files: deque[StoredFile], kept: Mapping[str, str]) -> None:
-    """Takes files until none is left; several threads may share them."""
+def _fetch_small(
+    store: Store, target: LocalStore, files: deque[StoredFile], kept: Mapping[str, str], failed: threading.Event
+) -> None:
+    """Takes files until none is left; several threads may share them.
+
+    Args:
+        failed: Set where one of the threads has failed: then nobody goes on, nor waits for what is asked for.
+    """
     asked: deque[tuple[StoredFile, Callable[[], bytes | memoryview]]] = deque()
     try:
-        while files or asked:
+        while (files or asked) and not failed.is_set():
             if files and len(asked) < _ASKED_AT_ONCE:
                 file = _next(files)
                 if file is not None and not _copy_kept(kept, target, layout.decode_path(file.path), file):
@@ -233,7 +241,7 @@ def _fetch_small(store: Store, target: LocalStore, files: deque[StoredFile], kep
             elif asked:
                 _write_small(store, target, *asked.popleft())
     except BaseException:
-        files.clear()  # the other threads need not go on
+        failed.set()
         raise
 
 

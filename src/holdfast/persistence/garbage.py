@@ -57,16 +57,18 @@ def collect(store: Store, *, epoch: int) -> list[str]:
         name = entry.key.rpartition("/")[2].removesuffix(".json")
         if name and not layout.is_hidden(name):
             # First, or what is completed late comes back behind its deletion. The mark says where to look, and stays if nobody could.
+            have_ended = True
             try:
                 store.give_up_uploads(name)
             except StorageError as error:
                 _log.warning("%s; the next start tries again", error)
-                continue
+                have_ended = False
             # With a manifest the checkpoint was committed, or its deletion had not begun: only the mark is stale.
             if not store.exists(layout.manifest_key(name)):
                 remove(name, store.delete_tree)
                 directories.discard(name)
-            remove(entry.key, store.delete)
+            if have_ended:
+                remove(entry.key, store.delete)
     for name in note_names(store) - directories:
         remove(layout.note_key(name), store.delete)
     return removed

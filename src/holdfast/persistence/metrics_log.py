@@ -187,7 +187,9 @@ def read_lines(store: Store, epochs: Mapping[int, EpochRecord]) -> Iterator[Repo
             except StoreNotFoundError:
                 return None
 
-        # Of one life, by report: the order of segments says nothing where some are left that were merged.
+        # Of one life, by report: the order of segments says nothing where some are left that were merged, which are not where a
+        # store can append.
+        merges = not store.capabilities.append
         lines: dict[int, ReportLine] = {}
         life: _Life | None = None
         # A store that cannot append may have many.
@@ -197,14 +199,18 @@ def read_lines(store: Store, epochs: Mapping[int, EpochRecord]) -> Iterator[Repo
                 lines, life = {}, segment.life
             if data is None:
                 # Once: a listing may go on to show what is not there.
-                if segment.key not in lost:
+                if merges and segment.key not in lost:
                     lost.add(segment.key)
                     begin = life
                     break
                 continue
             for line in _decode_lines(data, f"{store.url}/{segment.key}"):
-                if line.report < segment.first_void_report:
+                if line.report >= segment.first_void_report:
+                    continue
+                if merges:
                     lines.setdefault(line.report, line)
+                else:
+                    yield line
         else:
             yield from _in_order(lines)
 

@@ -15,10 +15,11 @@ from holdfast.errors import StorageError, StoreExistsError
 from holdfast.stores.base import Store
 
 _log = logging.getLogger("holdfast")
-# A minute's segments: what a reader of a live run meets at most, beside merged ones.
+# A minute's segments: what a reader of a live run meets at most, beside merged ones. Their lines are in memory until then.
 _MERGED_AT_ONCE = 60
+_MERGED_BYTES = 4 << 20
 # A merged segment of this size is not merged again. Each is written again once a minute until then.
-_MERGED_BYTES = 256 << 10
+_FULL_BYTES = 256 << 10
 
 
 class Segments:
@@ -52,7 +53,7 @@ class Segments:
         num_bytes = sum(len(each) for _, each in self._small)
         if num_bytes >= _MERGED_BYTES or len(self._small) >= _MERGED_AT_ONCE:
             self._merge()
-            if num_bytes >= _MERGED_BYTES:
+            if num_bytes >= _FULL_BYTES:
                 self._small = []
         return stored
 

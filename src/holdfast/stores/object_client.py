@@ -70,6 +70,7 @@ class Client:
         self.calls = self._make_calls()
         self._handles: dict[Resends, Any] = {}
         self._lock = threading.Lock()
+        self._provider: list[Any] = []
         self._name_writes()
 
     @property
@@ -159,10 +160,26 @@ class Client:
             secrets=place.secrets(),
         )
 
+    def provider(self) -> Any:
+        """What gives the library credentials that it would not find by itself; one for all, as some ask a person. None without such.
+
+        Raises:
+            StorageAccessError: There is no such profile, or boto3, which reads them, is missing.
+        """
+        if not self._provider:
+            place = self.place
+            provider = given_credentials(place)
+            if provider is None and place.service == "s3" and place.option("access_key_id") is None:
+                options = {**from_environment(place.service, os.environ), **dict(place.options)}
+                provider = profile_credentials(place, options.get("profile"))
+            self._provider = [provider]
+        return self._provider[0]
+
     def forget(self) -> None:
         """Lets go of what belongs to the parent process; in a forked child, before anything else."""
         self._handles = {}
         self._lock = threading.Lock()
+        self._provider = []
         self._name_writes()
         self.calls = self._make_calls()
 
@@ -204,16 +221,12 @@ class Client:
         }
         if place.service == "s3" and _is_encrypted(options):
             # As Amazon's own libraries: TLS guards the bytes on their way, and a second digest of all of them costs as much as to send them.
-            options.setdefault("unsigned_payload", os.environ.get("AWS_UNSIGNED_PAYLOAD", "true"))
+            options.setdefault("unsigned_payload", os.environ.get("AWS_UNSIGNED_PAYLOAD") or "true")
         if place.service != "http":
             names = _NAMES.get(place.service, {})
             arguments["config"] = {names.get(name, name): value for name, value in options.items() if name != "profile"}
-        if not is_on(options.get("skip_signature")):
-            provider = given_credentials(place)
-            if provider is None and place.service == "s3" and "access_key_id" not in options:
-                provider = profile_credentials(place, options.get("profile"))
-            if provider is not None:
-                arguments["credential_provider"] = provider
+        if not is_on(options.get("skip_signature")) and (provider := self.provider()) is not None:
+            arguments["credential_provider"] = provider
         store = getattr(importlib.import_module("obstore.store"), _CLASSES[place.service])
         try:
             return store(place.root if place.service == "http" else place.bucket, **arguments)

@@ -77,6 +77,7 @@ class ObjectReader(io.BufferedIOBase):
         self._e_tag: str | None = None
         self._stream: ObjectStream | None = None
         self._budget = budget()
+        self._process = os.getpid()
         # Held by whoever uses or changes the blocks: the reader's thread, or one that waits for memory.
         self._lock = threading.Lock()
         self._size_bytes, first = self._open()
@@ -153,8 +154,13 @@ class ObjectReader(io.BufferedIOBase):
     def close(self) -> None:
         """Lets go of what was fetched; safe to repeat."""
         if not self.closed:
-            with self._lock:
-                self._give_up_blocks()
+            if os.getpid() == self._process:
+                with self._lock:
+                    self._give_up_blocks()
+            else:
+                # In a forked child the lock may be held by a thread that did not come along, and the memory is not this process's.
+                self._ahead.clear()
+                self._block = _Block(0, memoryview(b""))
             self._stream = None
         super().close()
 

@@ -232,7 +232,7 @@ class ObjectStore(Store):
 
     def give_up_uploads(self, key: str) -> None:
         """One request, and one each; see `object_leftovers` for where."""
-        give_up_uploads(self._place, self._name(key))
+        give_up_uploads(self._client, self._name(key))
 
     def open_append(self, key: str) -> AppendHandle:
         """Not possible.

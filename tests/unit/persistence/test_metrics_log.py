@@ -223,7 +223,8 @@ def test_a_segment_a_second_does_not_become_an_object_a_second(tmp_path) -> None
     assert last_line(store, {}).report == highest_report(store) == 600
 
 
-def test_segments_of_some_size_are_not_merged_again(tmp_path) -> None:
+def test_segments_of_some_size_are_not_merged_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(segments, "_MERGED_AT_ONCE", 3)
     store = _Merging(tmp_path)
     _flush_each(MetricsLog(store, 1, 1), range(1, 11), b'{"a":"%b"}' % (b"x" * 100_000))
     assert _reports(store) == list(range(1, 11))
@@ -231,9 +232,16 @@ def test_segments_of_some_size_are_not_merged_again(tmp_path) -> None:
     assert len(sizes) == 4
     assert max(sizes) < 400_000
     large = _Merging(tmp_path / "large")
-    _flush_each(MetricsLog(large, 1, 1), range(1, 4), b'{"a":"%b"}' % (b"x" * 1_000_000))
+    _flush_each(MetricsLog(large, 1, 1), range(1, 4), b'{"a":"%b"}' % (b"x" * 5_000_000))
     assert large.num_segments() == 3
     assert _reports(large) == [1, 2, 3]
+
+
+def test_many_bytes_are_merged_before_they_take_much_memory(tmp_path) -> None:
+    store = _Merging(tmp_path)
+    _flush_each(MetricsLog(store, 1, 1), range(1, 21), b'{"a":"%b"}' % (b"x" * 1_000_000))
+    assert _reports(store) == list(range(1, 21))
+    assert store.num_segments() == 4
 
 
 @pytest.mark.parametrize("operation", ["create", "delete"])
