@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,14 @@ class Fit:
             if self._beside is not None:
                 self._beside.close()
         value = engine.value if isinstance(engine, InProcessEngine) else _unpickled(outcome.value)
-        return self._conclude(outcome, value, writer.checkpoints())
+        num_signals = stop.count
+        with handle_interrupts(stop.ask):
+            # It takes moments: only a store that is silent by now is hurried.
+            stop.hand_to(lambda _: self._store.hurry() if stop.count > num_signals else None)
+            result = self._conclude(outcome, value, writer.checkpoints())
+        if outcome.signum is None and stop.count > num_signals and stop.signum is not None:
+            signal.raise_signal(stop.signum)  # the run had ended, so it was meant for the script
+        return result
 
     def _make_engine(self) -> Engine:
         trainer = self._trainer
@@ -297,15 +305,20 @@ class Fit:
     def _conclude(self, outcome: Outcome, value: Any, checkpoints: list[CommittedCheckpoint]) -> Result:
         error = self._error_of(outcome)
         metrics = decode_metrics(outcome.metrics) if outcome.metrics is not None else None
-        result = Result.of_run(
-            self._store,
-            metrics=metrics,
-            error=error,
-            return_value=value,
-            checkpoint_config=self._config.checkpoint_config,
-            checkpoints=checkpoints,
-            filesystem=self._filesystem,
-        )
+        try:
+            result = Result.of_run(
+                self._store,
+                metrics=metrics,
+                error=error,
+                return_value=value,
+                checkpoint_config=self._config.checkpoint_config,
+                checkpoints=checkpoints,
+                filesystem=self._filesystem,
+            )
+        except StorageError:
+            if error is None:
+                raise
+            raise error from None
         if error is None:
             self._progress.finished(f"finished; {self._store.url}")
             return result

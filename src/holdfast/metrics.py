@@ -28,7 +28,7 @@ _decode = msgspec.json.Decoder().decode
 def encode_metrics(metrics: Mapping[str, Any]) -> bytes:
     """The metrics as stored JSON: a copy that later changes of `metrics` do not reach.
 
-    Takes None, bool, int, float, str, lists, tuples and dicts of them, NumPy scalars and arrays, and 0-d tensors of
+    Takes None, bool, int, float, str, lists, tuples and dicts of them, NumPy scalars and arrays, and tensors of one element of
     torch, JAX and TensorFlow. Tuples come back as lists, members of str, int and float enums as their values.
 
     Raises:
@@ -215,7 +215,9 @@ def _foreign(value: Any, path: str, above: set[int]) -> Any:
     dtype_kind = getattr(getattr(value, "dtype", None), "kind", None)
     if family == "numpy" and dtype_kind not in ("b", "i", "u", "f", "U", "O", "V"):
         raise MetricsError(f"{_where(path)} is {_name(value)} of dtype {value.dtype}; report numbers or text")
-    num_dims = len(getattr(value, "shape", ()))
+    shape = tuple(getattr(value, "shape", ()))
+    # One number, however it is wrapped, is one.
+    num_dims = 0 if family != "numpy" and all(size == 1 for size in shape) else len(shape)
     if num_dims and family != "numpy":
         raise MetricsError(
             f"{_where(path)} is {_name(value)} of shape {tuple(value.shape)}; reduce it to one number with .mean().item(), "

@@ -11,6 +11,7 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.errors import ConfigurationError
 from holdfast.persistence import layout
 from holdfast.persistence.finding import find_run
+from holdfast.reported import ReportedCheckpoint
 from holdfast.run import Run
 from holdfast.stores import Store, open_store
 
@@ -19,13 +20,15 @@ class Origin:
     """A checkpoint of somewhere else, found when it is needed. Safe for threads.
 
     Args:
-        given: A `Checkpoint`, a `Run` (its latest checkpoint is meant), or the path or URL of either.
+        given: A `Checkpoint`, one of a run's `ReportedCheckpoint`s, a `Run` (its latest checkpoint is meant), or the path or URL of either.
 
     Raises:
         ConfigurationError: It is nothing of these, or a path of a kind that this version cannot read.
     """
 
     def __init__(self, given: Any) -> None:
+        if isinstance(given, ReportedCheckpoint):
+            given = given.checkpoint
         if not isinstance(given, Checkpoint | Run | str | os.PathLike):
             raise ConfigurationError(
                 f"resume_from must be a Checkpoint, a Run, or the path or URL of a checkpoint or a run, not {type(given).__name__}: {given!r}"

@@ -44,6 +44,23 @@ def takes_config(function: Callable[..., Any], what: str) -> bool | None:
     return any(each.kind in _POSITIONAL for each in inner.parameters.values())
 
 
+def check_takes(function: object, num_arguments: int, what: str, names: str) -> None:
+    """Refuses what cannot be called with so many positional arguments, as far as it says what it takes.
+
+    Args:
+        what: Where it was given.
+        names: What the arguments are, for the error.
+
+    Raises:
+        ConfigurationError: It is no function, or one of other arguments.
+    """
+    if not callable(function):
+        raise ConfigurationError(f"{what} must be a function ({names}), not {function!r}")
+    found = _signature(function, follow_wrapped=True)
+    if found is not None and not _binds(found, *range(num_arguments)):
+        raise ConfigurationError(f"{what} is called as ({names}), which {_call(function, found)} does not take")
+
+
 @dataclass(frozen=True)
 class Keywords:
     """The keyword arguments that a function takes beside its first, positional one.

@@ -18,10 +18,11 @@ from holdfast.errors import ConfigurationError
 from holdfast.fit import Fit
 from holdfast.origin import Origin
 from holdfast.progress import make_progress, warnings_shown
+from holdfast.reported import ReportedCheckpoint
 from holdfast.result import Result
 from holdfast.run import Run
 from holdfast.signatures import takes_config
-from holdfast.stores import open_store
+from holdfast.stores import check_place, open_store
 from holdfast.worker import context
 from holdfast.worker.backend import BackendConfig
 from holdfast.worker.shipping import pack
@@ -49,7 +50,8 @@ class DataParallelTrainer:
         dataset_config: Any = None,
         validation_config: ValidationConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
-        resume_from: Checkpoint | Run | str | os.PathLike[str] | None = None,
+        resume_from: Checkpoint | ReportedCheckpoint | Run | str | os.PathLike[str] | None = None,
+        resume_from_checkpoint: Any = None,
     ) -> None:
         """Takes what to run and how; nothing starts before `fit()`.
 
@@ -66,6 +68,7 @@ class DataParallelTrainer:
             resume_from: What `get_checkpoint()` gives as long as the run has no checkpoint of its own: a `Checkpoint`, a `Run` (its
                 latest), or the path or URL of either, also of a run of Ray Train's. Once the run has committed one, its own counts,
                 also in a later `fit()`. It is looked for, and its bytes compared, when `fit()` needs it.
+            resume_from_checkpoint: Not taken: a run goes on from its own checkpoint by itself, and begins with another's by `resume_from`.
 
         Raises:
             ConfigurationError: An argument cannot work.
@@ -80,6 +83,11 @@ class DataParallelTrainer:
             raise ConfigurationError(
                 "datasets= and dataset_config= belong to Ray Data and are not taken here; load the data inside the function, "
                 "or pass where it lies by train_loop_config"
+            )
+        if resume_from_checkpoint is not None:
+            raise ConfigurationError(
+                "resume_from_checkpoint= is not taken: fit() with the same RunConfig.name and storage_path goes on by itself, and "
+                "resume_from= begins with a checkpoint of somewhere else"
             )
         for value, kind, name in (
             (scaling_config, ScalingConfig, "scaling_config"),
@@ -99,6 +107,9 @@ class DataParallelTrainer:
         self.validation_config = validation_config
         self.metadata = dict(metadata or {})
         self.resume_from = resume_from
+        place = self.run_config
+        if place.storage_path is not None:
+            check_place(place.storage_path, place.storage_filesystem, place.storage_options)
         for callback in self.run_config.callbacks or ():
             if not isinstance(callback, UserCallback):
                 raise ConfigurationError(

@@ -370,3 +370,40 @@ def test_the_import_is_fast_and_takes_no_framework_along():
         assert loaded.strip() == "[]"
         best = min(best, float(seconds))
     assert best < 1.0  # what it takes on a quiet machine stands in docs/benchmarks.md
+
+
+def test_what_cannot_work_is_told_of_where_it_is_given(tmp_path):
+    def make(**options):
+        return train.DataParallelTrainer(lambda: None, **options)
+
+    for place, says in (
+        ("s3://bucket/exp?regoin=x", "regoin"),
+        ("s3:/bucket/exp", "was a URL once"),
+    ):
+        with pytest.raises(train.ConfigurationError, match=says):
+            make(run_config=train.RunConfig(storage_path=place))
+    with pytest.raises(train.ConfigurationError, match="kye"):
+        make(run_config=train.RunConfig(storage_path="s3://bucket/exp", storage_options={"kye": 1}))
+    with pytest.raises(train.ConfigurationError, match="resume_from= begins"):
+        make(resume_from_checkpoint=tmp_path)
+
+
+def test_a_function_that_stores_a_checkpoint_is_checked_before_it_is_called(tmp_path):
+    def loop():
+        checkpoint = train.Checkpoint(str(tmp_path))
+        for upload, says in ((lambda checkpoint: checkpoint, r"\(checkpoint, name\)"), ("name", "must be a function")):
+            with pytest.raises(train.ConfigurationError, match=says):
+                train.report({}, checkpoint, checkpoint_upload_fn=upload)
+        with pytest.raises(train.ConfigurationError, match="leave one of them out"):
+            train.report(
+                {},
+                checkpoint,
+                checkpoint_upload_mode=train.CheckpointUploadMode.NO_UPLOAD,
+                checkpoint_upload_fn=lambda checkpoint, name: checkpoint,
+            )
+
+    train.DataParallelTrainer(
+        loop,
+        scaling_config=train.ScalingConfig(num_workers=0),
+        run_config=train.RunConfig(name="run", storage_path=tmp_path, progress="quiet"),
+    ).fit()

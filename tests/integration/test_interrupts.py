@@ -193,6 +193,45 @@ def test_what_comes_before_the_first_attempt_is_interrupted_where_it_is(tmp_path
     assert driver.returncode == 0
 
 
+CONCLUDING = """
+import sys, tempfile, time
+from pathlib import Path
+import holdfast as train, holdfast.result as result
+base = Path(sys.argv[1])
+real = result.Result.of_run
+def slow(*args, **kwargs):
+    (base / "concludes").touch()
+    time.sleep(1)
+    return real(*args, **kwargs)
+result.Result.of_run = slow
+def loop():
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "model").write_text("weights")
+        train.report({}, train.Checkpoint(directory))
+    (base / "up").touch()
+    time.sleep(600 if sys.argv[2] == "interrupted" else 0)
+try:
+    print("finished", train.DataParallelTrainer(loop,
+        run_config=train.RunConfig(name="run", storage_path=base, progress="quiet")).fit().checkpoint is not None)
+except train.TrainingInterrupted as error:
+    print("interrupted", error.result.checkpoint is not None)
+except KeyboardInterrupt:
+    print("later")
+"""
+
+
+@pytest.mark.parametrize(("ends", "expected"), [("interrupted", "interrupted True"), ("returns", "later")])
+def test_a_signal_while_the_result_is_made_takes_nothing_away(tmp_path, ends, expected):
+    with Driver(CONCLUDING, tmp_path, ends) as driver:
+        driver.await_file(tmp_path / "up")
+        if ends == "interrupted":
+            driver.send_signal(signal.SIGINT)
+        driver.await_file(tmp_path / "concludes")
+        driver.send_signal(signal.SIGINT)
+        out, _ = driver.communicate(timeout=LIMIT_S)
+    assert out.strip() == expected
+
+
 def test_a_worker_that_is_interrupted_before_its_function_ends_by_the_signal():
     connection, files = socket.socketpair(), socket.socketpair()
     with open(os.devnull, "w") as out, open(os.devnull, "w") as err:

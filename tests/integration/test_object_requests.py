@@ -169,7 +169,9 @@ def test_a_signal_ends_what_waits_for_a_silent_bucket_before_the_first_attempt(
         for _ in range(3):
             report(run, tmp_path / "run", {"small": b"small"})
         run.close()
-    with Driver(BEFORE, url, "" if what == "manifests" else server.url(bucket, "exp/earlier", port=proxy.port)) as driver:
+    with Driver(
+        BEFORE, url, "" if what == "manifests" else server.url(bucket, "exp/earlier", port=proxy.port)
+    ) as driver:
         driver.wait_until(lambda: proxy.count("GET", stalled), "it asks")
         driver.send_signal(signal.SIGTERM)
         out, _ = driver.communicate(timeout=SOON_S)

@@ -120,7 +120,7 @@ def test_a_run_of_ray_train_is_gone_on_with_and_left_as_it_is(tmp_path) -> None:
     for given in (source, train.Run(source), train.Run(source).latest.checkpoint):
         result = fit(tmp_path / "runs", f"run-{type(given).__name__}", 0, function=function, resume_from=given)
         assert result.return_value == ("step 4 of rank 0\n", {"step": 4})
-    result = fit(tmp_path / "runs", "one", 0, function=function, resume_from=train.Run(source).best().checkpoint.path)
+    result = fit(tmp_path / "runs", "one", 0, function=function, resume_from=train.Run(source).best())
     assert result.return_value[1] == {"step": 3}
     assert sorted((str(path), path.lstat().st_mtime_ns) for path in source.rglob("*")) == before
 

@@ -211,10 +211,12 @@ def test_tensors() -> None:
         "bool": torch.tensor(True),
         "nan": torch.tensor(float("nan")),
         "parameter": torch.nn.Parameter(torch.tensor(2.0)),
+        "one": torch.tensor([2]),
+        "wrapped": torch.tensor([[1.5]]),
     }
     stored = decode_metrics(encode_metrics(tensors))
     assert math.isnan(stored.pop("nan"))
-    assert stored == {"half": 3.5, "grad": 1.0, "int": 3, "bool": True, "parameter": 2.0}
+    assert stored == {"half": 3.5, "grad": 1.0, "int": 3, "bool": True, "parameter": 2.0, "one": 2, "wrapped": 1.5}
     for bad, hint in (
         (torch.zeros(2, 3), r"'k' is torch.Tensor of shape \(2, 3\).*\.item\(\).*\.tolist\(\)"),
         (torch.zeros((), device="meta"), "'k' is torch.Tensor, which cannot be read"),

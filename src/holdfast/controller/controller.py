@@ -291,9 +291,9 @@ class Controller:
             return None
         found = decode_metrics(metrics)
         score = score_of(found, self._score)
-        # Its validation may bring it yet, and tells of it where it does not.
-        waits = self._validations is not None and checkpoint.name in self._validations.waiting
-        if score is None and not waits and not self._told_score and self._score not in (flat := flatten(found)):
+        # A validation may bring it, yet or for others than this one, and tells of it where it does not.
+        may_come = self._validations is not None
+        if score is None and not may_come and not self._told_score and self._score not in (flat := flatten(found)):
             self._told_score = True
             meant = f"; did you mean {near!r}?" if (near := nearest(self._score, flat)) else ""
             names = ", ".join(list(flat)[:_SHOWN_NAMES]) + (", …" if len(flat) > _SHOWN_NAMES else "")

@@ -23,6 +23,17 @@ _LOCAL = ("file", "local")
 _SEEN_CUT = ("hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp", "webdav", "memory")
 
 
+def check_place(path: str | os.PathLike[str], filesystem: Any = None, options: Mapping[str, Any] | None = None) -> None:
+    """Raises what `open_store` would, as far as that is known without asking anybody.
+
+    Raises:
+        ConfigurationError: As `open_store`.
+    """
+    found = _SCHEME.match(_checked(path))
+    if filesystem is None and (found is None or found[1].lower() in (*SCHEMES, *_LOCAL)):
+        open_store(path, None, options)
+
+
 def open_store(path: str | os.PathLike[str], filesystem: Any = None, options: Mapping[str, Any] | None = None) -> Store:
     """The store at a path.
 

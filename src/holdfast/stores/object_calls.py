@@ -31,6 +31,8 @@ _T = TypeVar("_T")
 _LAST_S = 3.0
 _EACH_S = 1.0
 _STOP_S = 1.0
+_TELL_AFTER_S = 4.0
+FIRST_RETRIES = 8
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
 """The pauses before a request is sent again grow from the one to the other."""
@@ -67,14 +69,26 @@ class Calls:
     Args:
         gate: Who lets them through.
         judge: What becomes of an error.
-        patience: How long they are sent again.
+        patience: How long they are sent again. One that never answered is given up after a few times: it is not away, but wrong.
+        tell: Told, on the loop, why a request is sent again that has not been answered for some seconds, and for how many.
+
+    Attributes:
+        has_answered: Whether any request had its answer.
     """
 
-    def __init__(self, gate: Gate, judge: Callable[[BaseException], Judgement], patience: Patience) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        judge: Callable[[BaseException], Judgement],
+        patience: Patience,
+        tell: Callable[[BaseException, float], None],
+    ) -> None:
         self.gate = gate
         self._open_gate = OpenGate(gate)
         self.judge = judge
         self.patience = patience
+        self.has_answered = False
+        self._tell = tell
         self._until_s: float | None = None
         self._open: set[_Call[Any]] = set()
         self._begun: deque[_Call[Any]] = deque()
@@ -90,7 +104,8 @@ class Calls:
         """
         future: Future[_T] = Future()
         gate = self.gate if bulk else self._open_gate
-        self._begun.append(_Call(self, gate, request, 0 if once else self.patience.retries, future))
+        retries = self.patience.retries if self.has_answered else min(self.patience.retries, FIRST_RETRIES)
+        self._begun.append(_Call(self, gate, request, 0 if once else retries, future))
         # Waking the loop costs more than the rest of this: once for all that begin before it has come to them.
         loop = _process.loop()
         if self._told is not loop:
@@ -126,6 +141,15 @@ class Calls:
             loop.call_soon_threadsafe(self._shorten, loop)
 
     # What follows is for the calls, on the loop.
+
+    def answered(self) -> None:
+        """A request had its answer."""
+        self.has_answered = True
+
+    def waits(self, error: BaseException, waited_s: float) -> None:
+        """A request that failed so is about to be sent again."""
+        if waited_s > _TELL_AFTER_S:
+            self._tell(error, waited_s)
 
     def opened(self, call: _Call[Any]) -> float | None:
         """A call has begun; the seconds that it has, or None for as many as it takes."""
@@ -227,6 +251,7 @@ class _Call(Generic[_T]):
                 self._end(error=BrokenOffError())
             return
         if error is None:
+            self._calls.answered()
             gate.succeeded()
             gate.leave()
             self._end(result=running.result())
@@ -241,6 +266,7 @@ class _Call(Generic[_T]):
             self._end(error=error)
             return
         self._retries -= 1
+        self._calls.waits(error, time.monotonic() - self._began_s)
         self._pause_s = min(3 * self._pause_s, LONGEST_PAUSE_S)
         asyncio.get_running_loop().call_later(wait_s, self._again)
 

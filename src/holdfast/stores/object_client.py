@@ -4,8 +4,8 @@ obstore runs threads of its own. They do not come along into a forked child, whe
 child of a process that has used a bucket gets an error instead, and a child of one that has not makes its own connection.
 
 Time limits. A connection is made within 5 s and a request answered within 60 s. What fails for a reason that passes (5xx,
-refused, broken or silent connections) is sent again up to 8 times in 120 s, with growing random pauses; above that,
-`persistence.retry` decides. `connect_timeout`, `request_timeout`, `retry_timeout` (all in seconds) and `max_retries` in a URL
+refused, broken or silent connections) is sent again for 120 s, with growing random pauses, which a warning tells of; 8 times only
+as long as the server has never answered. Above that, `persistence.retry` decides. `connect_timeout`, `request_timeout`, `retry_timeout` (all in seconds) and `max_retries` in a URL
 change them. `object_calls` sends again what is one request; what is many, a listing or an upload in parts, the library does.
 """
 
@@ -16,9 +16,11 @@ import datetime
 import enum
 import importlib
 import itertools
+import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -30,8 +32,11 @@ from holdfast.stores.object_gate import Gate
 from holdfast.stores.object_given import given_credentials, profile_credentials
 from holdfast.stores.object_url import CLIENT_OPTIONS, Place, from_environment, is_on
 
+_log = logging.getLogger("holdfast")
 _LIMITS_S = {"connect_timeout": 5.0, "request_timeout": 60.0, "retry_timeout": 120.0}
-_MAX_RETRIES = 8
+# The time decides: how often a server that is away can be asked in it is a matter of chance.
+_MAX_RETRIES = 1000
+_TELL_EVERY_S = 30.0
 # A start that cannot work is to be told of soon: the first request of a run is not sent again for as long.
 _PROBE_RETRIES = 2
 _PROBE_LIMIT_S = 10.0
@@ -68,6 +73,7 @@ class Client:
         self.keeps_nonces = True
         self.answers_ranges = True
         self.calls = self._make_calls()
+        self._told_s = float("-inf")
         self._handles: dict[Resends, Any] = {}
         self._lock = threading.Lock()
         self._provider: list[Any] = []
@@ -194,7 +200,19 @@ class Client:
 
     def _make_calls(self) -> Calls:
         retries, limit_s = _resending(dict(self.place.options))
-        return Calls(Gate(self.place.root), self._judge, Patience(retries, limit_s))
+        return Calls(Gate(self.place.root), self._judge, Patience(retries, limit_s), self._tell)
+
+    def _tell(self, error: BaseException, waited_s: float) -> None:
+        now_s = time.monotonic()
+        if now_s - self._told_s > _TELL_EVERY_S:
+            self._told_s = now_s
+            limit_s = self.calls.patience.limit_s
+            _log.warning(
+                "%s; for %.0f s now, and it is tried again until %.0f s are over",
+                self.error("reach", "", error),
+                waited_s,
+                limit_s,
+            )
 
     def _judge(self, error: BaseException) -> Judgement:
         if isinstance(error, StorageError | ConfigurationError):

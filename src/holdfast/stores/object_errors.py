@@ -62,8 +62,8 @@ _REMEDIES = {
     "ExpiredToken": "the session token has expired; get new credentials (long jobs need a role or a profile, which renew)",
     "TokenRefreshRequired": "the session token has expired; get new credentials",
     "InvalidToken": "the session token is not valid; get new credentials",
-    "InvalidAccessKeyId": "there is no such access key; correct AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the secret key is wrong; correct AWS_SECRET_ACCESS_KEY",
+    "InvalidAccessKeyId": "there is no such access key; correct AWS_ACCESS_KEY_ID, or what the URL or storage_options say of it",
+    "SignatureDoesNotMatch": "the secret key is wrong; correct AWS_SECRET_ACCESS_KEY, or what the URL or storage_options say of it",
     "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
     "AuthenticationFailed": "the credentials are wrong; correct them",
     "AccountProblem": "the account is blocked; ask the provider",
@@ -91,6 +91,7 @@ _NO_CONNECTION = (
 )
 # With the reason as the last word: UnknownIssuer, Expired, …
 _BAD_CERTIFICATE = re.compile(r"InvalidCertificate\((?:\s*\w+\()*\s*(\w+)")
+_NO_TLS = "InvalidContentType"
 _NO_RANGES = ("non-partial response", "Range request not supported")
 _TIMED_OUT = ("TimedOut", "operation timed out", "kind: Timeout")
 
@@ -184,7 +185,9 @@ def _judge(
     if _NOT_AUTHENTICATED in detail:
         return StorageAccessError, f"the credentials are wrong; correct {_VARIABLES[service]}"
     if name == "PermissionDeniedError" or status == 403 or code == "AccessDenied":
-        return StorageAccessError, f"these credentials may not; they need {_RIGHTS[service]}"
+        # The answer to a look at an object has no body, and so no code.
+        what = "these credentials may not" if code else "these credentials are wrong, or may not"
+        return StorageAccessError, f"{what}; they need {_RIGHTS[service]}"
     if name == "UnauthenticatedError" or status == 401:
         return StorageAccessError, f"the credentials are missing or wrong; correct {_VARIABLES[service]}"
     if name in ("NotSupportedError", "NotImplementedError") or status == 501:
@@ -196,6 +199,11 @@ def _judge(
             StorageAccessError,
             f"the certificate of {endpoint} is not trusted here ({found[1]}); set SSL_CERT_FILE to a file with that of its "
             "authority, or correct the endpoint or this machine's clock",
+        )
+    if _NO_TLS in detail:
+        return (
+            StorageAccessError,
+            f"{endpoint} answers without TLS; write its address as http://… (or add scheme=http)",
         )
     if any(text in detail for text in _NO_CONNECTION):
         return StorageUnavailableError, f"{endpoint} cannot be reached; check the endpoint, the network and the proxy"

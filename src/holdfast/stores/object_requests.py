@@ -333,7 +333,7 @@ def _plain(e_tag: str | None) -> str | None:
 def _of_many(client: Client, probe: bool) -> Resends:
     if client.place.service == "http":  # hardly any web server lists
         return Resends.NEVER
-    return Resends.SOON_OVER if probe else Resends.ALWAYS
+    return Resends.ALWAYS if client.calls.has_answered and not probe else Resends.SOON_OVER
 
 
 def _listed(entry: Mapping[str, Any]) -> Listed:

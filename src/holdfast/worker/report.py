@@ -18,6 +18,7 @@ from holdfast.persistence import layout
 from holdfast.persistence.staging import check_directory, stage
 from holdfast.records import StagedShard
 from holdfast.reported import ReportedCheckpoint, status_of
+from holdfast.signatures import check_takes
 from holdfast.urls import has_options
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
@@ -50,7 +51,7 @@ def report(
     `RunConfig.max_pending_checkpoints` are on their way. What cannot be stored is an error of a later `report`.
 
     Args:
-        metrics: JSON values; NumPy values and 0-d tensors are converted; copied at the call.
+        metrics: JSON values; NumPy values and tensors of one element are converted; copied at the call.
         checkpoint: The directory to store, on each rank that has something to store.
         checkpoint_dir_name: Its directory's name in the run; the same on every rank, and new.
             `checkpoint_000007` by default.
@@ -188,6 +189,11 @@ def _with_checkpoint(
                 "URL; leave it out"
             )
     in_place = mode is CheckpointUploadMode.NO_UPLOAD
+    if upload is not None and in_place:
+        raise ConfigurationError(
+            "report(checkpoint_upload_fn=..., checkpoint_upload_mode=NO_UPLOAD): the function stores the checkpoint, and NO_UPLOAD says "
+            "that it is stored already; leave one of them out"
+        )
     if upload is not None:
         checkpoint = _upload_by_user(state, checkpoint, name, upload)
         in_place = True
@@ -220,6 +226,7 @@ def _stage_local(checkpoint: Checkpoint, rank: int, *, adopt: bool, remove: bool
 
 
 def _upload_by_user(state: WorkerState, checkpoint: Checkpoint, name: str | None, upload: UploadFunction) -> Checkpoint:
+    check_takes(upload, 2, "report(checkpoint_upload_fn=...)", "checkpoint, name")
     # What a dead attempt uploaded under a name of ours must not mix with what this one does.
     chosen = name or layout.uploaded_name(state.next_report, state.job.attempt)
     stored = upload(checkpoint, chosen)

@@ -12,7 +12,9 @@ def test_a_request_that_waited_for_its_turn_has_its_whole_time_when_that_comes()
     gate = Gate("a bucket")
     for _ in range(10):  # as a server does that takes few
         gate.refused(float("inf"))
-    calls = Calls(gate, lambda error: Judgement.MAY_PASS, Patience(retries=3, limit_s=LIMIT_S))
+    calls = Calls(
+        gate, lambda error: Judgement.MAY_PASS, Patience(retries=3, limit_s=LIMIT_S), lambda error, waited_s: None
+    )
     tries = []
 
     async def slow() -> None:
