@@ -305,6 +305,7 @@ class Fit:
     def _conclude(self, outcome: Outcome, value: Any, checkpoints: list[CommittedCheckpoint]) -> Result:
         error = self._error_of(outcome)
         metrics = decode_metrics(outcome.metrics) if outcome.metrics is not None else None
+        result: Result | None = None
         try:
             result = Result.of_run(
                 self._store,
@@ -318,8 +319,9 @@ class Fit:
         except StorageError:
             if error is None:
                 raise
-            raise error from None
+            # What ended the run is told, if need be without what is kept of it.
         if error is None:
+            assert result is not None
             self._progress.finished(f"finished; {self._store.url}")
             return result
         if isinstance(error, WorkerGroupError | ControllerError | TrainingInterrupted):

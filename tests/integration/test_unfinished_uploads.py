@@ -57,7 +57,7 @@ def mark(store: Store, name: str) -> None:
 
 
 def test_those_of_checkpoints_on_their_way_are_given_up_and_no_others(s3: S3Server, place: str, tmp_path: Path) -> None:
-    store = open_store(s3.url(place, "exp/run", max_retries="2"))
+    store = open_store(s3.url(place, "exp/run"))
     open_run(store).close()
     mark(store, "checkpoint_000007")
     for path in ("a", "b/c", NAME.replace("%", "")):
@@ -73,7 +73,7 @@ def test_those_of_checkpoints_on_their_way_are_given_up_and_no_others(s3: S3Serv
 def test_a_server_that_does_not_say_is_asked_again_at_the_next_start_and_holds_up_nothing_else(
     s3: S3Server, place: str, through: Proxy, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    store = open_store(s3.url(place, "exp/run", port=through.port, max_retries="2"))
+    store = open_store(s3.url(place, "exp/run", port=through.port))
     open_run(store).close()
     mark(store, "mine")
     store.write("mine/half", b"of a dead driver")

@@ -70,20 +70,7 @@ def fetch(
             _fetch_file(store, target, file, kept)
         _fetch_small(store, target, small, kept, threading.Event())
     else:
-        regular.sort(key=lambda file: -file.size_bytes)
-        small_threads = min(_SMALL_THREADS, len(small))
-        threads = min(_THREADS, len(regular)) + small_threads
-        with ThreadPoolExecutor(threads, thread_name_prefix="holdfast-restore") as pool:
-            futures = [pool.submit(_fetch_file, store, target, file, kept) for file in regular]
-            failed = threading.Event()
-            futures += [pool.submit(_fetch_small, store, target, small, kept, failed) for _ in range(small_threads)]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                failed.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        _fetch_all(store, target, regular, small, kept)
     for file in files:
         if file.kind == "directory":
             target.make_directory(layout.decode_path(file.path))
@@ -221,6 +208,26 @@ def _fetch_file(store: Store, target: LocalStore, file: StoredFile, kept: Mappin
     except StoreNotFoundError as error:
         raise _damaged(store, file, "missing") from error
     _compare(store, file, hasher)
+
+
+def _fetch_all(
+    store: Store, target: LocalStore, regular: list[StoredFile], small: deque[StoredFile], kept: Mapping[str, str]
+) -> None:
+    """Fetches several files at once, the largest first, and the small ones by threads of their own."""
+    regular.sort(key=lambda file: -file.size_bytes)
+    small_threads = min(_SMALL_THREADS, len(small))
+    failed = threading.Event()
+    threads = min(_THREADS, len(regular)) + small_threads
+    with ThreadPoolExecutor(threads, thread_name_prefix="holdfast-restore") as pool:
+        futures = [pool.submit(_fetch_file, store, target, file, kept) for file in regular]
+        futures += [pool.submit(_fetch_small, store, target, small, kept, failed) for _ in range(small_threads)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            failed.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _fetch_small(

@@ -114,9 +114,8 @@ class Calls:
                 loop.call_soon_threadsafe(self._begin_all)
             except BaseException:  # a signal's, in between
                 self._told = None
-                loop.call_soon_threadsafe(
-                    self._begin_all
-                )  # once too often does no harm, and others may rely on it already
+                # Once too often does no harm, and others may rely on it already.
+                loop.call_soon_threadsafe(self._begin_all)
                 raise
         return future
 

@@ -227,7 +227,8 @@ class ObjectStore(Store):
         for page in pages(self._client, prefix):
             is_empty = False
             delete_all(self._client, [entry.name for entry in page])
-        if key and is_empty:
+        # A server that keeps directories has one of that name perhaps, and refuses to delete it as an object.
+        if key and is_empty and look(self._client, prefix) is not None:
             self.delete(key)
 
     def give_up_uploads(self, key: str) -> None:

@@ -9,6 +9,11 @@ from typing import Any
 
 from holdfast.stores.base import Store
 
+NAMES = (
+    "plain", "with space", "with\nnewline", "ünïcödé", os.fsdecode(b"not-utf8-\xff\xfe"), "a%41", "100%", "%0A", "deep/er/file",
+    "~[a]{b}#c?d*e+f&g=h:i;j,k@l$m!n\\o'p\"q", "..a", "a.",
+)  # fmt: skip
+
 
 class Recorder:
     """A hasher that keeps what it is fed with."""

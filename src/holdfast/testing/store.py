@@ -17,14 +17,9 @@ from pathlib import Path
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
 from holdfast.stores.base import Store
-from holdfast.testing.calls import Recorder, expect, put
+from holdfast.testing.calls import NAMES, Recorder, expect, put
 
 __all__ = ["NAMES", "Recorder", "StoreContract", "expect", "put"]
-
-NAMES = (
-    "plain", "with space", "with\nnewline", "ünïcödé", os.fsdecode(b"not-utf8-\xff\xfe"), "a%41", "100%", "%0A", "deep/er/file",
-    "~[a]{b}#c?d*e+f&g=h:i;j,k@l$m!n\\o'p\"q", "..a", "a.",
-)  # fmt: skip
 
 
 class StoreContract:
