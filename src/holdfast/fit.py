@@ -13,9 +13,9 @@ import cloudpickle
 import msgspec
 
 from holdfast.config import CheckpointConfig, ScalingConfig
-from holdfast.controller.attempt import Limits
 from holdfast.controller.controller import Controller, Outcome
 from holdfast.controller.failure import signal_name, summarise
+from holdfast.controller.limits import Limits
 from holdfast.controller.reactor import Reactor
 from holdfast.controller.rounds import Bounds
 from holdfast.controller.validations import Validations

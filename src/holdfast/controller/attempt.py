@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from holdfast.controller.dismissal import Dismissal
@@ -16,12 +15,14 @@ from holdfast.controller.lateness import LateWatch
 from holdfast.controller.listings import Listings
 from holdfast.controller.meetings import Meeting, Meetings
 from holdfast.controller.room import Room
-from holdfast.controller.rounds import Bounds, Rounds, idle_wish, wish_of
+from holdfast.controller.rounds import Rounds, idle_wish, wish_of
+from holdfast.controller.upload_failures import UploadFailures
 from holdfast.errors import HoldfastError, StorageError
 from holdfast.worker import protocol
-from holdfast.worker.answers import error_of, refusal_of
+from holdfast.worker.answers import refusal_of
 
 if TYPE_CHECKING:
+    from holdfast.controller.limits import Limits
     from holdfast.controller.observer import RunObserver
     from holdfast.controller.reactor import Reactor
     from holdfast.controller.validations import Validations
@@ -32,17 +33,6 @@ if TYPE_CHECKING:
 _PROMISE_S = 1.0
 
 _PROCEED = protocol.frame(protocol.Proceed())
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long an attempt waits for ranks, in seconds, and how far it lets them go ahead; see `RunConfig`."""
-
-    late_rank_warning_s: float
-    late_rank_timeout_s: float | None
-    stop_grace_s: float
-    pending: Bounds
-    raises_upload_errors: bool
 
 
 class Attempt:
@@ -89,7 +79,7 @@ class Attempt:
         self._listings = Listings(reactor, writer, self._rounds, validations, self._send)
         self._room = Room(reactor, observer, self._rounds, self._on_report)
         self._latest: str | None = None
-        self._upload_failure: tuple[int, protocol.Refused] | None = None
+        self._upload_failures = UploadFailures(observer, raises=limits.raises_upload_errors)
         self._processes = Dismissal(reactor, observer, world_size, must_wait=self._must_wait)
 
     # Life
@@ -140,10 +130,7 @@ class Attempt:
 
     def settle(self) -> None:
         """The attempt is over: what has gone wrong and nobody has been told is a failure of it."""
-        failure, self._upload_failure = self._upload_failure, None
-        if failure is not None and not self.ends.failures:
-            rank, refusal = failure
-            self.ends.failures[rank] = error_of(refusal.kind, refusal.text)
+        self._upload_failures.settle(self.ends)
 
     def close(self) -> None:
         """Frees the group."""
@@ -159,6 +146,8 @@ class Attempt:
     def _on_message(self, rank: int, question: protocol.Question) -> None:
         if type(question) is protocol.ReportCall:
             self._on_report(rank, question)
+        elif isinstance(question, protocol.AdmissionCall):
+            self._send(rank, self._admission(rank))
         elif isinstance(question, protocol.Finished):
             self._on_finished(rank, question)
         elif isinstance(question, protocol.Failed):
@@ -168,21 +157,32 @@ class Attempt:
         else:
             self._on_collective(rank, question)
 
+    def _admission(self, rank: int) -> protocol.Admission:
+        """Whether the rank's next report may be made without an answer: there is room, and nothing to tell."""
+        ordinal = self._meetings.next_of(rank)
+        is_quiet = self.ends.ending is None and not self._upload_failures
+        if not is_quiet or not self._meetings.expects_report(rank) or not self._rounds.has_room(ordinal, None):
+            return protocol.Admission(False)
+        return protocol.Admission(True, self._meetings.latest_at(ordinal, self._latest))
+
     def _on_report(self, rank: int, call: protocol.ReportCall) -> None:
-        may_wait = call.hands_over and self.ends.ending is None
+        may_wait = call.hands_over and not call.admitted and self.ends.ending is None
         if may_wait and not self._room.admits(rank, call, self._meetings.next_of(rank)):
             return
         meeting = self._arrive(rank, call)
         if meeting is None:
             return
+        if call.admitted:
+            self._promise(meeting, rank, call)
         if call.shard is not None:
             self._rounds.add(meeting, rank, call)
         if not call.waits and rank not in meeting.answered:
-            meeting.promised.add(rank)
-            self._answer(meeting, [rank], protocol.frame(protocol.Proceed(latest=meeting.latest)))
+            self._promise(meeting, rank, call)
         if meeting.refusal is not None:
             return
         if not meeting.complete:
+            if self.ends.ending is not None and not self._may_complete(meeting):
+                self._refuse(meeting, self.ends.ending)
             self._late.begin()
             return
         self._next_report = max(self._next_report, call.index + 1)
@@ -193,7 +193,7 @@ class Attempt:
         name = self._rounds.name_of(meeting)
         if meeting.promised and name is not None and not self._log(meeting, name):
             return
-        if not self._rounds.seal(meeting, _report(meeting, 0).metrics, self.world_size):
+        if not self._rounds.seal(meeting, meeting.report(0).metrics, self.world_size):
             self._conclude(meeting, None)
 
     def _on_files(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
@@ -231,16 +231,17 @@ class Attempt:
             frame = protocol.frame(protocol.Proceed(name, name or meeting.latest))
         told, meeting.promised = sorted(meeting.promised), set()
         self._answer(meeting, meeting.unanswered, frame)
-        first = _report(meeting, 0)
-        if name is not None and told:
-            self._latest = name
+        first = meeting.report(0)
+        if name is not None:
+            # Where nobody went on before, the answer has told everybody, and there is no news.
+            self._latest = name if told else None
         for rank in told:
             self._tell(rank, protocol.Settled(first.index, name))
         if checkpoint is not None and self._validations is not None:
             task = wish_of(meeting)
             if task is not None:
                 self._validations.add(checkpoint, task)
-        metrics = [_report(meeting, rank).metrics for rank in range(self.world_size)]
+        metrics = [meeting.report(rank).metrics for rank in range(self.world_size)]
         self._after_report(first.index, metrics, checkpoint, time.monotonic() - meeting.since)
 
     def _log(self, meeting: Meeting, name: str | None) -> bool:
@@ -248,11 +249,11 @@ class Attempt:
         if meeting.logged:
             return True
         meeting.logged = True
-        metrics = [_report(meeting, rank).metrics for rank in range(self.world_size)]
+        metrics = [meeting.report(rank).metrics for rank in range(self.world_size)]
         others = metrics[1:] if any(other != metrics[0] for other in metrics) else None
         try:
             self._writer.log_report(
-                report=_report(meeting, 0).index, checkpoint=name, metrics=metrics[0], other_ranks=others
+                report=meeting.report(0).index, checkpoint=name, metrics=metrics[0], other_ranks=others
             )
         except StorageError as error:
             self._refuse(meeting, refusal_of(error))
@@ -278,19 +279,20 @@ class Attempt:
     def _arrive(self, rank: int, question: protocol.Question) -> Meeting | None:
         """The meeting that the call belongs to, or None if the call has been refused."""
         meeting = self._meetings.arrive(rank, question)
-        if len(meeting.calls) == 1:
-            meeting.latest = self._latest
-            if self._upload_failure is not None and isinstance(question, protocol.ReportCall):
-                meeting.refusal = meeting.refusal or self._upload_failure[1]
-                self._upload_failure = None
+        call = question if isinstance(question, protocol.ReportCall) else None
         # A report that has returned on a rank goes on as long as the others come.
-        if self.ends.ending is not None and not meeting.promised:
+        has_returned = bool(meeting.promised) or (call is not None and call.admitted)
+        if len(meeting.calls) == 1:
+            meeting.latest = self._meetings.latest_at(meeting.ordinal, self._latest)
+            if self._upload_failures and call is not None and not has_returned:
+                failure = self._upload_failures.take()
+                meeting.refusal = meeting.refusal or failure
+        if self.ends.ending is not None and not has_returned:
             meeting.refusal = meeting.refusal or self.ends.ending
         if meeting.refusal is not None:
-            if meeting.told_failure and isinstance(question, protocol.ReportCall) and not question.waits:
-                # It has returned on other ranks, and its failure is only to be warned of: so it returns here.
-                meeting.promised.add(rank)
-                self._answer(meeting, [rank], protocol.frame(protocol.Proceed(latest=meeting.latest)))
+            # Where it has returned on other ranks, and its failure is only to be warned of, it returns here.
+            if call is not None and (call.admitted or (meeting.told_failure and not call.waits)):
+                self._promise(meeting, rank, call)
             self._refuse(meeting, meeting.refusal)
             return None
         return meeting
@@ -355,22 +357,25 @@ class Attempt:
         self._answer(meeting, ranks, protocol.frame(refusal))
         told, meeting.promised = sorted(meeting.promised), set()
         for rank in told:
-            self._tell(rank, protocol.Settled(_report(meeting, rank).index, None, refusal.kind, refusal.text))
+            self._tell(rank, protocol.Settled(meeting.report(rank).index, None, refusal.kind, refusal.text))
         if told:
             meeting.told_failure = not self._limits.raises_upload_errors and self.ends.ending is None
-            self._upload_failed(told[0], _report(meeting, told[0]).index, refusal)
+            # When the attempt ends anyway, it ends for a reason of its own.
+            self._upload_failures.add(
+                told[0], meeting.report(told[0]).index, refusal, is_ending=self.ends.ending is not None
+            )
         if meeting.complete:
             self._meetings.close(meeting)
 
-    def _upload_failed(self, rank: int, report: int, refusal: protocol.Refused) -> None:
-        """A report that has returned did not come to its end."""
-        text = f"the checkpoint of report {report} could not be stored: {refusal.text}"
-        self._observer.message(text)
-        # When the attempt ends anyway, it ends for a reason of its own.
-        if self._limits.raises_upload_errors and self.ends.ending is None:
-            self._upload_failure = (rank, protocol.Refused(refusal.kind, text))
-
     # Answers
+
+    def _promise(self, meeting: Meeting, rank: int, call: protocol.ReportCall) -> None:
+        """The report returns on that rank, if it has not: what becomes of its checkpoint will be told."""
+        meeting.promised.add(rank)
+        if call.admitted:
+            meeting.answered.add(rank)
+        else:
+            self._answer(meeting, [rank], protocol.frame(protocol.Proceed(latest=meeting.latest)))
 
     def _send(self, rank: int, message: protocol.Message) -> None:
         if self._group is not None:
@@ -389,9 +394,3 @@ class Attempt:
     def _dump_stacks(self, ranks: Sequence[int]) -> None:
         if self._group is not None:
             self._group.dump_stacks(ranks)
-
-
-def _report(meeting: Meeting, rank: int) -> protocol.ReportCall:
-    call = meeting.calls[rank]
-    assert isinstance(call, protocol.ReportCall)
-    return call

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from holdfast.checks import nearest
-from holdfast.controller.attempt import Attempt, Limits
+from holdfast.controller.attempt import Attempt
 from holdfast.controller.callbacks import RunContext, UserCallback, call_all
 from holdfast.controller.failure import signal_name, summarise
+from holdfast.controller.limits import Limits
 from holdfast.errors import DamagedCheckpointError, StorageError, TrainingInterrupted, WorkerDiedError, WorkerStartError
 from holdfast.metrics import decode_metrics, flatten, score_of
 from holdfast.persistence.right_of_way import never_preempting

@@ -66,6 +66,12 @@ class Meeting:
         """Whether every rank has come."""
         return len(self.calls) == self.world_size
 
+    def report(self, rank: int) -> protocol.ReportCall:
+        """The rank's call of a joint `report`."""
+        call = self.calls[rank]
+        assert isinstance(call, protocol.ReportCall)
+        return call
+
     @property
     def unanswered(self) -> list[int]:
         """The ranks that wait here."""
@@ -85,11 +91,23 @@ class Meetings:
         self._came = [0] * world_size
         self._reports = [0] * world_size
         self._returned: set[int] = set()
+        self._latest: dict[int, str | None] = {}
         self.open: dict[int, Meeting] = {}
 
     def next_of(self, rank: int) -> int:
         """The ordinal of the rank's next joint call."""
         return self._came[rank] + 1
+
+    def expects_report(self, rank: int) -> bool:
+        """Whether nothing is known that the rank's next joint call would be refused for, if it is a report."""
+        meeting = self.open.get(self.next_of(rank))
+        if meeting is None:
+            return not self._returned
+        return meeting.refusal is None and meeting.kind is protocol.ReportCall
+
+    def latest_at(self, ordinal: int, latest: str | None) -> str | None:
+        """The checkpoint that every rank takes for the latest after that call: `latest`, when it is asked for first."""
+        return self._latest.setdefault(ordinal, latest)
 
     def arrive(self, rank: int, question: protocol.Message) -> Meeting:
         """Notes a rank's next joint call and returns its meeting, which may be complete now, or refused."""
@@ -112,6 +130,7 @@ class Meetings:
     def close(self, meeting: Meeting) -> None:
         """Every rank has its answer."""
         self.open.pop(meeting.ordinal, None)
+        self._latest.pop(meeting.ordinal, None)
 
     def leave(self, rank: int) -> list[Meeting]:
         """A rank's function has returned; gives the meetings that can now never be complete."""

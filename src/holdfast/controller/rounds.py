@@ -66,19 +66,22 @@ class Rounds:
         """The size of all that are on their way."""
         return sum(round_.num_bytes for _, round_ in self._open.values())
 
-    def has_room(self, ordinal: int, num_bytes: int) -> bool:
+    def has_room(self, ordinal: int, num_bytes: int | None) -> bool:
         """Whether another shard may begin.
 
         Only earlier reports count. So the earliest may always go on, which those that wait for it depend on.
 
         Args:
             ordinal: Of the meeting that the shard belongs to.
+            num_bytes: Its size; None where it is not known yet, and may be any.
         """
         earlier = [round_ for each, (_, round_) in self._open.items() if each < ordinal]
         if len(earlier) > self._bounds.max_pending_checkpoints:
             return False
         limit = self._bounds.max_pending_bytes
-        return limit is None or not earlier or sum(round_.num_bytes for round_ in earlier) + num_bytes <= limit
+        if limit is None or not earlier:
+            return True
+        return num_bytes is not None and sum(round_.num_bytes for round_ in earlier) + num_bytes <= limit
 
     def add(self, meeting: Meeting, rank: int, call: protocol.ReportCall) -> None:
         """Begins to store a rank's shard."""

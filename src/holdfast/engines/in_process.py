@@ -103,7 +103,7 @@ class InProcessEngine(Engine):
         """Queues the function for the thread that called `fit()`."""
         ours, theirs = socket.socketpair()
         connection = Connection(reactor, ours, 0, listener)
-        files = FileConnections(reactor, listener)
+        files = FileConnections(reactor, listener, lambda _: connection.drain())
         files_end = files.add(0)
         job = msgspec.structs.replace(jobs[0], local_rank=0, local_world_size=1, node_rank=0)
 

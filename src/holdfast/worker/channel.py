@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from holdfast.errors import DriverLostError
@@ -12,13 +13,25 @@ from holdfast.worker import protocol
 _CHUNK_BYTES = 1 << 16
 
 
+class Asked:
+    """A question that is on its way to the controller.
+
+    Attributes:
+        answer: None until it has come.
+    """
+
+    def __init__(self) -> None:
+        self.answer: protocol.Answer | None = None
+
+
 class Channel:
-    """Questions out, answers in, one at a time; threads of one worker take turns."""
+    """Questions out, answers in; threads of one worker take turns."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._buffer = bytearray()
-        self._num_unread = 0
+        # Whose answers are on their way, in that order. An interrupt leaves one that nobody waits for.
+        self._unanswered: deque[Asked] = deque()
         self._turn = threading.Lock()
 
     def ask(self, question: protocol.Message, meanwhile: Callable[[], None] | None = None) -> protocol.Answer:
@@ -33,17 +46,40 @@ class Channel:
             DriverLostError: The controller is gone.
         """
         with self._turn:
-            self.send(question)
-            # An interrupt between the two leaves an answer on its way, which is not the next question's.
-            self._num_unread += 1
-            while self._num_unread > 1:
-                self.receive()
-                self._num_unread -= 1
+            asked = self._begin(question)
             if meanwhile is not None:
                 meanwhile()
+            return self._await(asked)
+
+    def ask_ahead(self, question: protocol.Message) -> Asked:
+        """Sends a question that the controller answers at once, and does not wait for it; see `answer_to`.
+
+        Raises:
+            DriverLostError: The controller is gone.
+        """
+        with self._turn:
+            return self._begin(question)
+
+    def answer_to(self, asked: Asked) -> protocol.Answer:
+        """Waits for the answer to a question that was asked ahead.
+
+        Raises:
+            DriverLostError: The controller is gone.
+        """
+        with self._turn:
+            return self._await(asked)
+
+    def _begin(self, question: protocol.Message) -> Asked:
+        self.send(question)
+        asked = Asked()
+        self._unanswered.append(asked)
+        return asked
+
+    def _await(self, asked: Asked) -> protocol.Answer:
+        while asked.answer is None:
             answer = self.receive()
-            self._num_unread -= 1
-            return answer
+            self._unanswered.popleft().answer = answer
+        return asked.answer
 
     def send(self, message: protocol.Message) -> None:
         """Sends without waiting for an answer."""

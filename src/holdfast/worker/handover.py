@@ -53,7 +53,9 @@ class HandOver:
         self._error: HoldfastError | None = None
 
     def open_first(self) -> None:
-        """Opens as many files as one message takes, while the node thinks about its answer; `send` raises what goes wrong."""
+        """Opens as many files as one message takes, while the node thinks about its answer; `send` raises what goes wrong. Safe to repeat."""
+        if self._opened or self._error is not None:
+            return
         try:
             self._open(self._files[:_PER_MESSAGE])
         except HoldfastError as error:
@@ -75,9 +77,14 @@ class HandOver:
                     self._open(self._files[first : first + _PER_MESSAGE])
                 _send(self._socket, protocol.Files(self._index, first, len(self._opened)), self._opened)
                 self.close()
-        except HoldfastError as error:
-            if not isinstance(error, DriverLostError):
-                _send(self._socket, protocol.Abandoned(self._index, error.kind, str(error)), [])
+        except DriverLostError:
+            raise
+        except BaseException as error:
+            # An interrupt, too: the function may go on after it, and the node would wait for the rest.
+            kind, text = HoldfastError.kind, "the hand-over of its files was interrupted"
+            if isinstance(error, HoldfastError):
+                kind, text = error.kind, str(error)
+            _send(self._socket, protocol.Abandoned(self._index, kind, text), [])
             raise
         finally:
             self.close()

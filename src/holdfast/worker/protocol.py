@@ -1,6 +1,7 @@
 """What a worker and its controller say to each other.
 
-A worker asks and waits; the controller answers every question exactly once. Frames are a 4-byte little-endian
+A worker asks and waits; the controller answers every question exactly once, in the order in which they came, but for a report that
+was admitted before it was made. Frames are a 4-byte little-endian
 length and a MessagePack body. Metrics travel as stored JSON that nobody on the way decodes.
 """
 
@@ -46,6 +47,13 @@ class ValidationTerms(msgspec.Struct, frozen=True, array_like=True):
     given: list[str]
 
 
+class AdmissionCall(Message, frozen=True):
+    """The worker looks at the files of a report that is to return before its checkpoint is stored.
+
+    Answered meanwhile, so that the report itself needs no answer. It changes nothing: the worker may never make that report.
+    """
+
+
 class ReportCall(Message, frozen=True):
     """The worker is in `report`.
 
@@ -58,6 +66,7 @@ class ReportCall(Message, frozen=True):
         waits: The answer comes once the report is complete and committed; else as soon as the node has room for it.
         brings_state: Of a rank that saved its part of a state of all ranks, whether this shard is it; else None.
         validation: Its checkpoint is to be validated.
+        admitted: It was admitted before it was made, and gets no answer.
     """
 
     index: int
@@ -68,6 +77,7 @@ class ReportCall(Message, frozen=True):
     waits: bool = True
     brings_state: bool | None = None
     validation: ValidationTask | None = None
+    admitted: bool = False
 
     @property
     def hands_over(self) -> bool:
@@ -168,6 +178,17 @@ class Proceed(Message, frozen=True):
     latest: str | None = None
 
 
+class Admission(Message, frozen=True):
+    """Whether the report may be made without waiting for an answer; otherwise it is made as any other.
+
+    Attributes:
+        latest: As in `Proceed`; for a report that is admitted.
+    """
+
+    admitted: bool
+    latest: str | None = None
+
+
 class Refused(Message, frozen=True):
     """The call raises, on the worker, the error class of that `kind`."""
 
@@ -250,8 +271,10 @@ class Job(Message, frozen=True):
     origin: bytes = b""
 
 
-Question = ReportCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed
-Answer = Proceed | Refused | Delivered | ReportedList | PreemptionState | Job
+Question = (
+    ReportCall | AdmissionCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed
+)
+Answer = Proceed | Admission | Refused | Delivered | ReportedList | PreemptionState | Job
 
 _encoder = msgspec.msgpack.Encoder()
 question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)

@@ -22,6 +22,7 @@ from holdfast.signatures import check_takes
 from holdfast.urls import has_options
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
+from holdfast.worker.channel import Asked
 from holdfast.worker.context import WorkerState, current
 from holdfast.worker.handover import HandOver
 from holdfast.worker.pending import PendingCheckpoint
@@ -85,6 +86,9 @@ def report(
     encoded = encode_metrics(metrics)
     if state.job.score_attribute is not None:
         score_of(decode_metrics(encoded), state.job.score_attribute)
+    # A name of the user's may be taken, which is an error of this call.
+    asks_ahead = checkpoint is not None and not waits and checkpoint_dir_name is None and checkpoint_upload_fn is None
+    asked = state.channel.ask_ahead(protocol.AdmissionCall()) if asks_ahead else None
     if checkpoint is None:
         question = protocol.ReportCall(state.next_report, encoded, waits=waits)
     else:
@@ -106,11 +110,16 @@ def report(
     if waits:
         answer = _answered(state, state.channel.ask(question))
         return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
-    return _go_on(state, question)
+    return _go_on(state, question, asked)
 
 
-def _go_on(state: WorkerState, call: protocol.ReportCall) -> PendingCheckpoint:
-    """Makes a report that returns before it is committed; its files are handed over, and opened while the answer is awaited."""
+def _go_on(state: WorkerState, call: protocol.ReportCall, asked: Asked | None) -> PendingCheckpoint:
+    """Makes a report that returns before it is committed; its files are handed over, open.
+
+    Args:
+        asked: Whether it needs no answer was asked before its directory was looked at. So the driver's time and the wake-ups of both
+            processes pass while the files are looked at and opened.
+    """
     state.inbox.look()  # outcomes that nobody asks for must not pile up
     # Before the call: its outcome may come right behind the answer, and what nobody expects is forgotten.
     pending = state.inbox.expect(call.index)
@@ -119,7 +128,14 @@ def _go_on(state: WorkerState, call: protocol.ReportCall) -> PendingCheckpoint:
         _answered(state, state.channel.ask(call))
         return pending
     with contextlib.closing(HandOver(state.files, call.index, shard)) as files:
-        _answered(state, state.channel.ask(call, files.open_first))
+        if asked is not None:
+            files.open_first()
+        admission = expect(state.channel.answer_to(asked), protocol.Admission) if asked is not None else None
+        if admission is not None and admission.admitted:
+            _take_latest(state, admission.latest)
+            state.channel.send(msgspec.structs.replace(call, admitted=True))
+        else:
+            _answered(state, state.channel.ask(call, files.open_first))
         files.send()
     if shard.remove:
         handed_over(state, layout.decode_path(shard.root))
@@ -128,9 +144,13 @@ def _go_on(state: WorkerState, call: protocol.ReportCall) -> PendingCheckpoint:
 
 def _answered(state: WorkerState, answer: protocol.Answer) -> protocol.Proceed:
     proceed = expect(answer, protocol.Proceed)
-    if proceed.latest is not None:
-        state.checkpoint = state.committed(proceed.latest)
+    _take_latest(state, proceed.latest)
     return proceed
+
+
+def _take_latest(state: WorkerState, name: str | None) -> None:
+    if name is not None:
+        state.checkpoint = state.committed(name)
 
 
 def _validation_task(state: WorkerState, wish: bool | ValidationTaskConfig) -> protocol.ValidationTask | None:

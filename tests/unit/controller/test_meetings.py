@@ -64,3 +64,26 @@ def test_the_oldest_meeting_is_described_for_a_person():
 )
 def test_ranks_read_well(ranks, text):
     assert ranks_text(ranks) == text
+
+
+def test_a_report_is_expected_where_nothing_speaks_against_it():
+    meetings = Meetings(2)
+    assert meetings.expects_report(0)
+    meetings.arrive(0, REPORT)
+    assert meetings.expects_report(1)
+    meetings.close(meetings.arrive(1, REPORT))
+    meetings.arrive(0, BARRIER)
+    assert not meetings.expects_report(1)
+    meetings.close(meetings.arrive(1, BARRIER))
+    meetings.leave(0)
+    assert not meetings.expects_report(1)
+
+
+def test_the_latest_checkpoint_of_a_call_is_what_it_was_for_the_first_rank_that_asked():
+    meetings = Meetings(2)
+    assert meetings.latest_at(1, "a") == "a"
+    assert meetings.latest_at(1, "b") == "a"
+    assert meetings.latest_at(2, "b") == "b"
+    meetings.arrive(0, REPORT)
+    meetings.close(meetings.arrive(1, REPORT))
+    assert meetings.latest_at(2, "c") == "b"

@@ -370,8 +370,8 @@ def test_the_three_thousandth_kept_checkpoint_costs_what_the_tenth_did(tmp_path)
         writer.log_report(report=index, checkpoint=checkpoint.name, metrics=b"{}", other_ranks=None)
         spans.append(time.thread_time() - began)
     writer.close()
-    early, late = sorted(spans[:100])[50], sorted(spans[-100:])[50]
-    assert late < 3 * early
+    # The quickest of each, which no other process's load has slowed.
+    assert min(spans[-100:]) < 3 * min(spans[:100])
 
 
 @pytest.mark.parametrize("left", [b"", b"\0" * 50])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,16 @@ class FileConnections:
 
     A program may open a limited number of files; half of them are for those that were handed over. While all of that
     half is in use nothing more is read from the sockets, so that `report` waits in the worker and no file is lost.
+
+    Args:
+        drain_calls: Delivers what a rank has said so far on its other socket. The report that files belong to was sent there before
+            them, and may not have been read.
     """
 
-    def __init__(self, reactor: Reactor, listener: Listener) -> None:
+    def __init__(self, reactor: Reactor, listener: Listener, drain_calls: Callable[[int], None]) -> None:
         self._reactor = reactor
         self._listener = listener
+        self._drain_calls = drain_calls
         self._ends: dict[int, _End] = {}
         self._num_open = 0
         self._limit: RaisedLimit | None = None
@@ -84,6 +90,8 @@ class FileConnections:
         got = False
         try:
             for message, descriptors in end.receiver.receive():
+                if not got:
+                    self._drain_calls(rank)
                 got = True
                 self._num_open += len(descriptors)
                 self._listener.on_files(rank, message, descriptors)

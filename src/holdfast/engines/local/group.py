@@ -102,7 +102,7 @@ class LocalGroup(WorkerGroup):
         self._port = port
         self._listener = listener
         self._connections: dict[int, Connection] = {}
-        self._files = FileConnections(reactor, listener)
+        self._files = FileConnections(reactor, listener, lambda rank: self._connections[rank].drain())
         self.waits_for_output = True
         self._tokens: dict[int, int] = {}
         self._killed_before = memory.out_of_memory_kills()
