@@ -12,12 +12,14 @@ PYTHON ?=
 TORCH ?= torch==2.13.0
 PEER ?= ray[train]==2.60.0
 AZURITE ?= 3.34.0
+DEEPSPEED ?= deepspeed>=0.19,<0.20
 ORBAX ?= orbax-checkpoint==0.12.*
 S3_PEERS ?= s3fs==2026.9.0 boto3==1.43.117
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+FRAMEWORKS_STAMP := $(VENV)/.frameworks
 PEER_VENV := .venv-peer
 PEER_STAMP := $(PEER_VENV)/.ready
 # A peer's environment that exists already: make bench PEER_PYTHON=/path/to/python
@@ -35,6 +37,15 @@ $(STAMP): pyproject.toml scripts/find-python
 		"$$python" -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet "$(TORCH)" numpy
 	$(BIN)/python -m pip install --quiet --editable ".[torch,pandas,dev]"
+	@touch $@
+
+# What only the tests of the frameworks need: a few GB, and two minutes. DeepSpeed looks at the torch that is installed, so it is built
+# beside it; where it cannot be, its tests say so and are skipped.
+$(FRAMEWORKS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[frameworks]"
+	$(BIN)/python -m pip install --quiet setuptools wheel ninja py-cpuinfo
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/python -m pip install --quiet --no-build-isolation "$(DEEPSPEED)" || \
+		echo "DeepSpeed cannot be installed here; its tests are skipped" >&2
 	@touch $@
 
 .PHONY: install
@@ -55,11 +66,11 @@ test-packages:
 	@scripts/install-azurite $(AZURITE) .tools/azurite
 
 .PHONY: test
-test: lint test-packages  ## lint, and every test that is not slow
+test: lint test-packages $(FRAMEWORKS_STAMP)  ## lint, and every test that is not slow
 	$(BIN)/python -m pytest -m "not slow"
 
 .PHONY: test-all
-test-all: lint test-packages  ## lint, all tests, and the core's tests on other Pythons that are found
+test-all: lint test-packages $(FRAMEWORKS_STAMP)  ## lint, all tests, and the core's tests on other Pythons that are found
 	$(BIN)/python -m pytest
 	scripts/test-other-pythons $(BIN)/python
 
