@@ -14,6 +14,7 @@ PEER ?= ray[train]==2.60.0
 AZURITE ?= 3.34.0
 DEEPSPEED ?= deepspeed>=0.19,<0.20
 ORBAX ?= orbax-checkpoint==0.12.*
+PEER_FRAMEWORKS ?= lightning==2.6.* pytorch-lightning==2.6.* transformers==5.* accelerate
 S3_PEERS ?= s3fs==2026.9.0 boto3==1.43.117
 
 VENV := .venv
@@ -90,6 +91,7 @@ $(PEER_STAMP): Makefile
 	$(PEER_VENV)/bin/python -m pip install --quiet "$(PEER)"
 	$(PEER_VENV)/bin/python -m pip install --quiet "$(ORBAX)"
 	$(PEER_VENV)/bin/python -m pip install --quiet $(S3_PEERS)
+	$(PEER_VENV)/bin/python -m pip install --quiet $(PEER_FRAMEWORKS)
 	@touch $@
 
 ifeq ($(PEER_PYTHON),$(CURDIR)/$(PEER_VENV)/bin/python)
@@ -102,7 +104,7 @@ bench-packages:
 	@scripts/install-packages ceph-mon=ceph-mon ceph-osd=ceph-osd radosgw=radosgw ceph=ceph-common
 
 .PHONY: bench
-bench: $(STAMP) $(BENCH_NEEDS) bench-packages  ## measure against the peer and write docs/benchmarks.md (half an hour; ARGS=--quick)
+bench: $(FRAMEWORKS_STAMP) $(BENCH_NEEDS) bench-packages  ## measure against the peer and write docs/benchmarks.md (half an hour; ARGS=--quick)
 	$(BIN)/python -m benchmarks --peer-python "$(PEER_PYTHON)" $(ARGS)
 
 .PHONY: docs

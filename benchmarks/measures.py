@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.disk import fresh_ext4
 from benchmarks.measure import GIB, NO_POLLING, Limit, Measure, Place, Sample
 from benchmarks.measures_async import ASYNC_MEASURES
+from benchmarks.measures_frameworks import FRAMEWORK_MEASURES
 from benchmarks.measures_objects import OBJECT_MEASURES
 from benchmarks.side import JOBS, Side
 
@@ -181,4 +182,5 @@ MEASURES: tuple[Measure, ...] = (
     ),
     *ASYNC_MEASURES,
     *OBJECT_MEASURES,
+    *FRAMEWORK_MEASURES,
 )
