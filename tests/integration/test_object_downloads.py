@@ -111,3 +111,21 @@ def test_what_was_asked_for_ends_with_the_download(stored: Stored, proxy: Proxy,
     calls = client_of(store).calls
     wait_until(lambda: not calls._open, "no request waits for its answer")
     assert proxy.count("GET", "/file-") <= 10
+
+
+def test_small_files_are_fetched_whatever_the_server_makes_of_ranges(
+    stored: Stored, proxy: Proxy, tmp_path: Path
+) -> None:
+    files = {f"{number:02}": bytes([number]) * number for number in range(60)}
+    store, manifest = stored(files)
+    fetch(store, manifest, tmp_path / "out")
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+    proxy.fail(Fault("GET", times=-1, drops_header="range"))
+    (tmp_path / "again").mkdir()
+    fetch(store, manifest, tmp_path / "again")
+    assert {name: (tmp_path / "again" / name).read_bytes() for name in files} == files
+    # What it does is known by now: one request a file.
+    (tmp_path / "third").mkdir()
+    before = proxy.count("GET")
+    fetch(store, manifest, tmp_path / "third")
+    assert proxy.count("GET") == before + len(files) + 2  # the manifest, and the user's metadata that there are none of

@@ -103,14 +103,15 @@ def _fetch_small(
         stopped: Set where another task has failed: then nobody goes on, nor waits for what is asked for.
     """
     asked: deque[tuple[StoredFile, BegunRead]] = deque()
+    root = str(target.local_path())  # once: for each of many files a path would cost as much as to digest it
     try:
         while (files or asked) and not stopped.is_set():
             if files and len(asked) < _ASKED_AT_ONCE:
                 file = _next(files)
                 if file is not None and not copy_kept(kept, target, layout.decode_path(file.path), file):
-                    asked.append((file, store.begin_read(layout.decode_path(file.path))))
+                    asked.append((file, store.begin_read(layout.decode_path(file.path), file.size_bytes)))
             elif asked:
-                _write_small(store, target, *asked.popleft())
+                _write_small(store, root, *asked.popleft())
     finally:
         for _, begun in asked:
             begun.cancel()
@@ -123,7 +124,7 @@ def _next(files: deque[StoredFile]) -> StoredFile | None:
         return None
 
 
-def _write_small(store: Store, target: LocalStore, file: StoredFile, begun: BegunRead) -> None:
+def _write_small(store: Store, root: str, file: StoredFile, begun: BegunRead) -> None:
     try:
         data = begun.wait()
     except StoreNotFoundError as error:
@@ -133,7 +134,7 @@ def _write_small(store: Store, target: LocalStore, file: StoredFile, begun: Begu
     hasher = FileHasher(like=file.digest)
     hasher.update(data)
     compare(store, file, hasher)
-    place = str(target.local_path(layout.decode_path(file.path)))
+    place = f"{root}/{layout.decode_path(file.path)}"
     try:
         try:
             write_new(place, data, file.mode)

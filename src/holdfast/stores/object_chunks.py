@@ -8,16 +8,37 @@ from collections.abc import Generator
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from holdfast.errors import StorageError, StoreNotFoundError
-from holdfast.stores.base import PartRefusedError
+from holdfast.errors import StorageError, StorageInterruptedError, StoreNotFoundError
+from holdfast.stores.base import BegunRead, PartRefusedError
 from holdfast.stores.object_client import Client
+from holdfast.stores.object_errors import has_no_ranges
 from holdfast.stores.object_memory import budget
-from holdfast.stores.object_requests import Piece, fetch, get
+from holdfast.stores.object_requests import Piece, begin_get, begin_get_first, fetch, get
 
 WHOLE_BYTES = 1 << 20
 """Up to here an object is one request."""
 _RANGE_BYTES = 8 << 20
 _AT_ONCE = 4
+
+
+def begin(client: Client, name: str, size_bytes: int) -> BegunRead:
+    """Asks for a small object; see `Store.begin_read`. One request, and a second where it is refused as a range."""
+    if size_bytes == 0 or not client.answers_ranges:
+        whole = begin_get(client, name)
+        return BegunRead(lambda: client.outcome("read", name, whole).data, whole.cancel)
+    first = begin_get_first(client, name, size_bytes)
+
+    def wait() -> memoryview:
+        try:
+            return memoryview(client.outcome("read", name, first))
+        except StorageError as error:
+            if error.may_pass or isinstance(error, StoreNotFoundError | StorageInterruptedError):
+                raise
+            if has_no_ranges(str(error)):
+                client.answers_ranges = False
+            return get(client, name).data  # of an object without bytes no range can be given, either
+
+    return BegunRead(wait, first.cancel)
 
 
 class _Asked(NamedTuple):

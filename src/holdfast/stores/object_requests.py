@@ -102,6 +102,12 @@ def begin_get(client: Client, name: str) -> Future[Piece]:
     return client.calls.begin(lambda: fetch(client, name), bulk=True)
 
 
+def begin_get_first(client: Client, name: str, num_bytes: int) -> Future[Any]:
+    """Asks for the first bytes of an object, one at least, and for nothing else about it, which costs a fifth less. One request."""
+    obstore, handle = client.obstore, client.handle()
+    return client.calls.begin(lambda: obstore.get_range_async(handle, name, start=0, length=num_bytes), bulk=True)
+
+
 async def fetch(client: Client, name: str, range_bytes: tuple[int, int] | None = None) -> Piece:
     """Some bytes of an object, in one request; on the loop of `object_calls`.
 

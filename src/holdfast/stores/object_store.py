@@ -18,14 +18,14 @@ from holdfast.stores.base import (
     StoreLock,
 )
 from holdfast.stores.local_write import temporary_name
-from holdfast.stores.object_chunks import WHOLE_BYTES, chunks, part
+from holdfast.stores.object_chunks import WHOLE_BYTES, begin, chunks, part
 from holdfast.stores.object_client import Client, client_of
 from holdfast.stores.object_keys import key_of, name_of
 from holdfast.stores.object_leftovers import give_up_uploads
 from holdfast.stores.object_open import ObjectReader
 from holdfast.stores.object_probe import probe
 from holdfast.stores.object_put import begin_small, confirm, put_descriptor
-from holdfast.stores.object_requests import Listed, begin_get, copy, delete, delete_all, get, level, look, pages, put
+from holdfast.stores.object_requests import Listed, copy, delete, delete_all, get, level, look, pages, put
 from holdfast.stores.object_url import Place, parse_url
 
 
@@ -138,11 +138,9 @@ class ObjectStore(Store):
         """The whole object."""
         return bytes(get(self._client, self._name(key)).data)
 
-    def begin_read(self, key: str) -> BegunRead:
+    def begin_read(self, key: str, size_bytes: int) -> BegunRead:
         """One request, which is on its way when this returns."""
-        client, name = self._client, self._name(key)
-        future = begin_get(client, name)
-        return BegunRead(lambda: client.outcome("read", name, future).data, future.cancel)
+        return begin(self._client, self._name(key), size_bytes)
 
     def open_read(self, key: str) -> BinaryIO:
         """The object, fetched in ranges as they are read, and ahead of that."""

@@ -36,12 +36,17 @@ class ReadingContract:
         objects = {f"c/{number}": os.urandom(number * 100) for number in range(20)}
         for key, data in objects.items():
             put(store, key, tmp_path, data)
-        begun = {key: store.begin_read(key) for key in ("c/nothing", *objects)}
+        begun = {key: store.begin_read(key, len(objects.get(key, b"none"))) for key in ("c/nothing", *objects)}
         expect(StoreNotFoundError, begun.pop("c/nothing").wait)
         assert {key: bytes(each.wait()) for key, each in begun.items()} == objects
         for key in objects:  # whoever has no use for it any more says so, and may ask again
-            store.begin_read(key).cancel()
-        assert bytes(store.begin_read("c/3").wait()) == objects["c/3"]
+            store.begin_read(key, 1).cancel()
+        assert bytes(store.begin_read("c/3", 300).wait()) == objects["c/3"]
+        # Whatever was expected: all of a shorter one, and of a longer one that much at least.
+        for key in ("c/0", "c/1"):
+            assert bytes(store.begin_read(key, 1000).wait()) == objects[key]
+        for expected in (0, 5):
+            assert bytes(store.begin_read("c/3", expected).wait())[:expected] == objects["c/3"][:expected]
 
     def test_parts_of_an_object_are_its_bytes(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)
