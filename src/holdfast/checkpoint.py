@@ -214,7 +214,7 @@ class Checkpoint:
         if not is_inside:
             raise ConfigurationError(f"{name!r} leads out of the checkpoint {self.path!r}; give a path from files()")
         if name in self._kept:
-            from holdfast.persistence.download import open_from_kept
+            from holdfast.persistence.from_kept import open_from_kept
 
             file = next((file for file in self.files() if file.path == name), None)
             if file is not None and file.size_bytes <= _COPIED_BYTES:

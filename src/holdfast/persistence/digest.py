@@ -36,6 +36,10 @@ class _Buffers(threading.local):
 _buffers = _Buffers()
 
 
+PartHasher = xxhash.xxh3_128
+"""Digests one part of a file; its `digest()` is what `FileHasher.add_part` takes."""
+
+
 class FileHasher:
     """Takes a file's bytes in order and gives their digest.
 

@@ -31,6 +31,7 @@ class Capabilities:
         copies: `copy` exists, and sends no bytes through this machine.
         lists: `list` exists; else only what is known by its key can be read.
         asks_ahead: `begin_read` and `begin_put_file` return before the store has answered.
+        parts: `part` gives parts of one object to several threads at once.
     """
 
     atomic_rename: bool
@@ -43,6 +44,7 @@ class Capabilities:
     copies: bool = False
     lists: bool = True
     asks_ahead: bool = False
+    parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ class StoreEntry:
     size_bytes: int
     is_directory: bool
     mtime_s: float
+
+
+class PartRefusedError(Exception):
+    """A part of an object was not given: it has another size than was thought, or the server does not answer for parts."""
+
+
+@dataclass(frozen=True)
+class BegunRead:
+    """An object that was asked for.
+
+    Attributes:
+        wait: Waits for it and gives its bytes; it raises what `Store.read` would.
+        cancel: Nobody waits for it any more.
+    """
+
+    wait: Callable[[], bytes | memoryview]
+    cancel: Callable[[], object]
 
 
 class Hasher(Protocol):
@@ -157,15 +176,15 @@ class Store(ABC):
             StoreNotFoundError: There is none.
         """
 
-    def begin_read(self, key: str) -> Callable[[], bytes | memoryview]:
+    def begin_read(self, key: str, size_bytes: int) -> BegunRead:
         """Asks for a whole small object, for who wants many of them and need not wait for one to ask for the next.
 
         With `capabilities.asks_ahead`; elsewhere it is read when it is waited for.
 
-        Returns:
-            What waits for it and gives its bytes; it raises what `read` would.
+        Args:
+            size_bytes: How many there should be. Of a longer object no more need come; of a shorter one all does.
         """
-        return lambda: self.read(key)
+        return BegunRead(wait=lambda: self.read(key), cancel=lambda: None)
 
     @abstractmethod
     def open_read(self, key: str) -> BinaryIO:
@@ -187,6 +206,20 @@ class Store(ABC):
         with self.open_read(key) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 yield memoryview(chunk)
+
+    def part(self, key: str, size_bytes: int, start: int, end: int) -> Generator[memoryview, None, None]:
+        """As `chunks`, from one byte of the object to another (not included), for who reads all of it in several threads.
+
+        Needs `capabilities.parts`.
+
+        Args:
+            size_bytes: How many the whole object should have.
+
+        Raises:
+            PartRefusedError: `chunks` may give it nevertheless. Nothing of the part was given yet.
+            StoreNotFoundError: There is none.
+        """
+        raise PartRefusedError
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,14 +93,19 @@ def get(client: Client, name: str) -> Piece:
         StoreNotFoundError: There is none.
         StorageError: It could not be read.
     """
-    return begin_get(client, name)()
+    return client.outcome("read", name, begin_get(client, name))
 
 
-def begin_get(client: Client, name: str) -> Callable[[], Piece]:
-    """Asks for a whole object; what it returns waits for it, and raises what `get` does. One request."""
+def begin_get(client: Client, name: str) -> Future[Piece]:
+    """Asks for a whole object; `Client.outcome` waits for it. One request."""
     client.handle()  # in a forked child an error, before anything is waited for that its parent's thread would do
-    future = client.calls.begin(lambda: fetch(client, name), bulk=True)
-    return lambda: client.outcome("read", name, future)
+    return client.calls.begin(lambda: fetch(client, name), bulk=True)
+
+
+def begin_get_first(client: Client, name: str, num_bytes: int) -> Future[Any]:
+    """Asks for the first bytes of an object, one at least, and for nothing else about it, which costs a fifth less. One request."""
+    obstore, handle = client.obstore, client.handle()
+    return client.calls.begin(lambda: obstore.get_range_async(handle, name, start=0, length=num_bytes), bulk=True)
 
 
 async def fetch(client: Client, name: str, range_bytes: tuple[int, int] | None = None) -> Piece:

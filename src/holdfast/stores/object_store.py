@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from holdfast.errors import StorageAccessError, StorageError, StorageUnavailableError, StoreExistsError
-from holdfast.stores.base import AppendHandle, Capabilities, Hasher, Store, StoreEntry, StoreLock
+from holdfast.stores.base import (
+    AppendHandle,
+    BegunRead,
+    Capabilities,
+    Hasher,
+    PartRefusedError,
+    Store,
+    StoreEntry,
+    StoreLock,
+)
 from holdfast.stores.local_write import temporary_name
-from holdfast.stores.object_chunks import WHOLE_BYTES, UnexpectedAnswerError, chunks
+from holdfast.stores.object_chunks import WHOLE_BYTES, begin, chunks, part
 from holdfast.stores.object_client import Client, client_of
 from holdfast.stores.object_keys import key_of, name_of
 from holdfast.stores.object_leftovers import give_up_uploads
 from holdfast.stores.object_open import ObjectReader
 from holdfast.stores.object_probe import probe
 from holdfast.stores.object_put import begin_small, confirm, put_descriptor
-from holdfast.stores.object_requests import Listed, begin_get, copy, delete, delete_all, get, level, look, pages, put
+from holdfast.stores.object_requests import Listed, copy, delete, delete_all, get, level, look, pages, put
 from holdfast.stores.object_url import Place, parse_url
 
 
@@ -86,6 +95,7 @@ class ObjectStore(Store):
             copies=True,
             lists=self._place.service != "http",
             asks_ahead=True,
+            parts=self._client.answers_ranges,
         )
 
     def child(self, key: str) -> ObjectStore:
@@ -128,10 +138,9 @@ class ObjectStore(Store):
         """The whole object."""
         return bytes(get(self._client, self._name(key)).data)
 
-    def begin_read(self, key: str) -> Callable[[], memoryview]:
+    def begin_read(self, key: str, size_bytes: int) -> BegunRead:
         """One request, which is on its way when this returns."""
-        wait = begin_get(self._client, self._name(key))
-        return lambda: wait().data
+        return begin(self._client, self._name(key), size_bytes)
 
     def open_read(self, key: str) -> BinaryIO:
         """The object, fetched in ranges as they are read, and ahead of that."""
@@ -142,11 +151,17 @@ class ObjectStore(Store):
         if self._client.answers_ranges or size_bytes <= WHOLE_BYTES:
             try:
                 yield from chunks(self._client, self._name(key), size_bytes)
-            except UnexpectedAnswerError:
+            except PartRefusedError:
                 pass
             else:
                 return
         yield from super().chunks(key, size_bytes)
+
+    def part(self, key: str, size_bytes: int, start: int, end: int) -> Generator[memoryview, None, None]:
+        """One request for each 8 MiB, four of them at once as far as the budget has memory."""
+        if not self._client.answers_ranges:
+            raise PartRefusedError
+        return part(self._client, self._name(key), size_bytes, start, end)
 
     def write(self, key: str, data: bytes) -> None:
         """One request, which replaces."""

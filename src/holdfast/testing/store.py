@@ -18,16 +18,13 @@ from pathlib import Path
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
 from holdfast.stores.base import Store
 from holdfast.testing.calls import NAMES, Recorder, expect, put
+from holdfast.testing.reading import ReadingContract
 
 __all__ = ["NAMES", "Recorder", "StoreContract", "expect", "put"]
 
 
-class StoreContract:
+class StoreContract(ReadingContract):
     """The suite. Each test gets a new, empty store."""
-
-    def make_store(self, tmp_path: Path) -> Store:
-        """A new store with nothing in it; files of the test's own go elsewhere below `tmp_path`."""
-        raise NotImplementedError("say how a store is made")
 
     def test_prepare_may_be_repeated(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)
@@ -326,29 +323,6 @@ class StoreContract:
         if type(store).confirm is not Store.confirm:
             expect(StorageUnavailableError, lambda: store.confirm("c", {**sizes, "other": 1}))
             expect(StorageError, lambda: store.confirm("c", {**sizes, "d/1": 11}))
-
-    def test_chunks_are_all_of_an_object_whatever_was_expected(self, tmp_path: Path) -> None:
-        store = self.make_store(tmp_path)
-        for size_bytes in (0, 5, (9 << 20) + 1):
-            data = os.urandom(size_bytes)
-            put(store, f"c/{size_bytes}", tmp_path, data)
-            for expected in (size_bytes, 7, 12 << 20):
-                found = b"".join(bytes(chunk) for chunk in store.chunks(f"c/{size_bytes}", expected))
-                assert found == data
-        for expected in (5, 5 << 20):
-            expect(StoreNotFoundError, lambda: list(store.chunks("c/nothing", expected)))  # noqa: B023
-        given = store.chunks(f"c/{(9 << 20) + 1}", (9 << 20) + 1)
-        assert len(next(given)) > 0
-        del given
-
-    def test_many_are_asked_for_before_the_first_is_waited_for(self, tmp_path: Path) -> None:
-        store = self.make_store(tmp_path)
-        objects = {f"c/{number}": os.urandom(number * 100) for number in range(20)}
-        for key, data in objects.items():
-            put(store, key, tmp_path, data)
-        waits = {key: store.begin_read(key) for key in ("c/nothing", *objects)}
-        expect(StoreNotFoundError, waits.pop("c/nothing"))
-        assert {key: bytes(wait()) for key, wait in waits.items()} == objects
 
     def test_many_are_begun_before_the_first_is_waited_for(self, tmp_path: Path) -> None:
         store = self.make_store(tmp_path)

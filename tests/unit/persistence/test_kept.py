@@ -19,7 +19,8 @@ from holdfast import checkpoint as checkpoint_module
 from holdfast.persistence import file_systems, kept_copies, open_files
 from holdfast.persistence import kept as kept_module
 from holdfast.persistence.digest import digest_fd
-from holdfast.persistence.download import fetch, open_from_kept
+from holdfast.persistence.download import fetch
+from holdfast.persistence.from_kept import open_from_kept
 from holdfast.persistence.kept import Keeper, KeptFiles
 from holdfast.persistence.kept_copies import KeptCopies
 from holdfast.persistence.manifest import read_manifest

@@ -1,0 +1,131 @@
+"""Checkpoints fetched from a bucket: large files in parts, small ones many at once, and what ends with a failure."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import DamagedCheckpointError
+from holdfast.persistence.download import fetch
+from holdfast.persistence.manifest import read_manifest
+from holdfast.records import Manifest
+from holdfast.stores import open_store
+from holdfast.stores.base import Store
+from holdfast.stores.object_client import Client
+from holdfast.stores.object_store import ObjectStore
+from support.runs import open_run, report
+from support.s3_proxy import Fault, Proxy
+from support.s3_server import S3Server
+from support.waiting import wait_until
+
+LARGE = random.Random(1).randbytes((20 << 20) + 5)
+Stored = Callable[[dict[str, bytes]], tuple[Store, Manifest]]
+
+
+@pytest.fixture
+def stored(server: S3Server, bucket: str, proxy: Proxy, tmp_path: Path) -> Stored:
+    """Stores a checkpoint past the proxy; it is read through it."""
+
+    def make(files: dict[str, bytes]) -> tuple[Store, Manifest]:
+        with contextlib.closing(open_run(open_store(server.url(bucket, "run")))) as writer:
+            name = report(writer, tmp_path / "source", files).name
+        store = open_store(server.url(bucket, f"run/{name}", port=proxy.port))
+        manifest = read_manifest(store)
+        assert manifest is not None
+        (tmp_path / "out").mkdir()
+        return store, manifest
+
+    return make
+
+
+def client_of(store: Store) -> Client:
+    assert isinstance(store, ObjectStore)
+    return store._client
+
+
+def test_a_large_file_comes_in_parts_each_byte_once(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
+    store, manifest = stored({"deep/large": LARGE, "other": LARGE[: 17 << 20], "small": b"1"})
+    fetch(store, manifest, tmp_path / "out")
+    assert (tmp_path / "out/deep/large").read_bytes() == LARGE
+    assert (tmp_path / "out/other").read_bytes() == LARGE[: 17 << 20]
+    mode = next(file.mode for file in manifest.files if file.path == "deep/large")
+    assert (tmp_path / "out/deep/large").stat().st_mode & 0o777 == mode
+    assert proxy.count("GET", "/deep/large") == 3
+    assert proxy.count("GET", "/other") == 3
+
+
+def test_a_part_that_breaks_off_is_asked_for_again(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
+    store, manifest = stored({"large": LARGE})
+    proxy.fail(Fault("GET", contains="/large", times=2, cuts_answer_at=3_000_000))
+    fetch(store, manifest, tmp_path / "out")
+    assert (tmp_path / "out/large").read_bytes() == LARGE
+    assert proxy.count("GET", "/large") == 3 + 2
+
+
+def test_a_server_without_parts_is_asked_for_the_whole_file(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
+    store, manifest = stored({"large": LARGE, "other": LARGE})
+    proxy.fail(Fault("GET", times=-1, drops_header="range"))
+    fetch(store, manifest, tmp_path / "out")
+    assert (tmp_path / "out/large").read_bytes() == (tmp_path / "out/other").read_bytes() == LARGE
+    assert not store.capabilities.parts
+    # What it does is known by now.
+    (tmp_path / "again").mkdir()
+    before = proxy.count("GET", "/large")
+    fetch(store, manifest, tmp_path / "again")
+    assert proxy.count("GET", "/large") == before + 1
+    assert (tmp_path / "again/large").read_bytes() == LARGE
+
+
+@pytest.mark.parametrize(
+    ("becomes", "told"),
+    [
+        (LARGE[:-1] + bytes([LARGE[-1] ^ 1]), "its content changed"),
+        (LARGE[:-1], f"{len(LARGE) - 1} bytes instead of {len(LARGE)}"),
+        (b"", f"0 bytes instead of {len(LARGE)}"),
+        (None, "missing"),
+    ],
+)
+def test_a_large_file_that_is_another_one_is_damaged(
+    stored: Stored, becomes: bytes | None, told: str, tmp_path: Path
+) -> None:
+    store, manifest = stored({"large": LARGE})
+    store.delete("large")
+    if becomes is not None:
+        store.write("large", becomes)
+    with pytest.raises(DamagedCheckpointError, match=re.escape(told)):
+        fetch(store, manifest, tmp_path / "out")
+
+
+def test_what_was_asked_for_ends_with_the_download(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
+    store, manifest = stored({f"file-{number}": bytes([number]) for number in range(10)})
+    store.delete("file-0")
+    proxy.fail(Fault("GET", contains="/file-0", times=1))
+    proxy.fail(Fault("GET", contains="/file-", times=-1, stalls=True))
+    with pytest.raises(DamagedCheckpointError, match="file-0: missing"):
+        fetch(store, manifest, tmp_path / "out")
+    calls = client_of(store).calls
+    wait_until(lambda: not calls._open, "no request waits for its answer")
+    assert proxy.count("GET", "/file-") <= 10
+
+
+def test_small_files_are_fetched_whatever_the_server_makes_of_ranges(
+    stored: Stored, proxy: Proxy, tmp_path: Path
+) -> None:
+    files = {f"{number:02}": bytes([number]) * number for number in range(60)}
+    store, manifest = stored(files)
+    fetch(store, manifest, tmp_path / "out")
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+    proxy.fail(Fault("GET", times=-1, drops_header="range"))
+    (tmp_path / "again").mkdir()
+    fetch(store, manifest, tmp_path / "again")
+    assert {name: (tmp_path / "again" / name).read_bytes() for name in files} == files
+    # What it does is known by now: one request a file.
+    (tmp_path / "third").mkdir()
+    before = proxy.count("GET")
+    fetch(store, manifest, tmp_path / "third")
+    assert proxy.count("GET") == before + len(files) + 2  # the manifest, and the user's metadata that there are none of
