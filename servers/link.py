@@ -11,7 +11,7 @@ The figures are Amazon's for S3, the rates divided by twenty, for this machine h
   (docs.aws.amazon.com/AmazonS3/latest/userguide/optimizing-performance.html); "median latencies are often in the tens of milliseconds" for less
   than 512 KB (optimizing-performance-design-patterns.html, there). Half of the least of the former is taken for all.
 - "one concurrent request for each 85–90 MB/s of desired network throughput" (optimizing-performance-design-patterns.html).
-- All together: a network card of 16 Gb/s. The same page has 10, 25 and 100 Gb/s.
+- All together: a network card of 16 Gb/s. The same page has 10, 25 and 100 Gb/s. A twentieth of it is half of what Ceph's gateway does with a core.
 """
 
 from __future__ import annotations

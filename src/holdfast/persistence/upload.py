@@ -43,14 +43,15 @@ class Uploader:
         self, threads: int | None = None, *, store: Store | None = None, retry: RetryPolicy | None = None
     ) -> None:
         copies = store is not None and _is_on_this_machine(store)
+        by_cores = max(4, min(_MOST_THREADS, (os.cpu_count() or 1) * 2))
         # Where each waits for an answer most of its time, cores say nothing of how many there should be.
-        is_far = store is not None and not copies
-        self._threads = threads or (_MOST_THREADS if is_far else max(4, min(_MOST_THREADS, (os.cpu_count() or 1) * 2)))
+        self._threads = threads or (by_cores if copies or store is None else _MOST_THREADS)
         self._retry = retry or RetryPolicy()
         self._known = KnownDigests()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="holdfast-upload")
-        # Threads of their own, for what has once given way cannot take it back. One core is left to training.
-        beside = min(self._threads, max(1, (os.cpu_count() or 1) - 1)) if copies else self._threads
+        # Threads of their own, for what has once given way cannot take it back. One core is left to training, and no more threads than suit the
+        # cores take turns with the one that answers a report.
+        beside = min(self._threads, max(1, (os.cpu_count() or 1) - 1)) if copies else threads or by_cores
         self._beside = ThreadPoolExecutor(beside, "holdfast-upload-beside", initializer=give_way)
         self._guard = threading.Lock()
         self._running: set[ShardFuture] = set()
