@@ -13,6 +13,7 @@ from benchmarks.object_clients import Client, Shape, Took, remove, running_clien
 from benchmarks.object_server import BUCKET, ObjectServer, running_server
 from benchmarks.process import JobError, job_directory
 from benchmarks.side import Side
+from servers.link import CONNECTION_BYTES_PER_S, LATENCY_S
 
 _ROUNDS = 3
 _CALL_ROUNDS = 8
@@ -23,27 +24,32 @@ _MEMORY_MIB = 256 + 64
 _IN_MEMORY = Path("/dev/shm")
 
 _MANY, _ONE, _EIGHT = Shape(2000, 16 << 10), Shape(1, 512 * MIB), Shape(8, 64 * MIB)
+# Over a link less of it: some would need minutes for all.
+_FAR_MANY, _FAR_ONE, _FAR_EIGHT = Shape(500, 16 << 10), Shape(1, 256 * MIB), Shape(8, 32 * MIB)
+_FAR_ROUNDS = 1
+"""There the link decides, which is as fast in each."""
 _WHERE = "Ceph's RADOS Gateway, in memory"
+_FAR = f"the same, over a link of {LATENCY_S * 1000:.0f} ms and {CONNECTION_BYTES_PER_S / 1e6:.3g} MB/s a connection"
 
 
-def _sides(us: Side, peer: Side | None, shape: Shape) -> dict[str, Side]:
+def _sides(us: Side, peer: Side | None, shape: Shape, *, is_far: bool = False) -> dict[str, Side]:
     """Each library by whose its figures are. `raw` is what ours is made with, alone."""
     found = {"ours": us, "raw": us.named("obstore")}
     if peer is not None:
         found |= {"peer": peer.named("ray"), "s3fs": peer.named("s3fs"), "boto3": peer.named("boto3")}
-        if shape.is_large:
+        if shape.is_large and not is_far:
             found["dcp"] = peer.named("dcp")
     return found
 
 
 @contextmanager
 def _clients(
-    sides: Mapping[str, Side], shape: Shape, parent: Path | None = None
+    sides: Mapping[str, Side], shape: Shape, parent: Path | None = None, *, is_far: bool = False
 ) -> Iterator[tuple[ObjectServer, list[Client], Path]]:
     with job_directory(parent) as directory, ExitStack() as stack:
         place = directory / "server"
         place.mkdir()
-        running = stack.enter_context(running_server(place))
+        running = stack.enter_context(running_server(place, is_far=is_far))
         shape.write(directory / "source")
         clients = [
             stack.enter_context(running_client(whose, side, directory, _STORAGE, shape, running.environment))
@@ -52,11 +58,12 @@ def _clients(
         yield running, clients, directory
 
 
-def _up(shape: Shape) -> Callable[[Side, Side | None], Sample]:
+def _up(shape: Shape, *, is_far: bool = False) -> Callable[[Side, Side | None], Sample]:
     def sample(us: Side, peer: Side | None) -> Sample:
-        with _clients(_sides(us, peer, shape), shape) as (running, clients, directory):
+        sides = _sides(us, peer, shape, is_far=is_far)
+        with _clients(sides, shape, is_far=is_far) as (running, clients, directory):
             took = {client.whose: Took() for client in clients}
-            for number, client, is_warm in _turns(clients):
+            for number, client, is_warm in _turns(clients, _FAR_ROUNDS if is_far else _ROUNDS):
                 shape.change(directory / "source")
                 os.sync()
                 name = f"{client.whose}-{number}"
@@ -73,15 +80,16 @@ def _up(shape: Shape) -> Callable[[Side, Side | None], Sample]:
     return sample
 
 
-def _down(shape: Shape) -> Callable[[Side, Side | None], Sample]:
+def _down(shape: Shape, *, is_far: bool = False) -> Callable[[Side, Side | None], Sample]:
     def sample(us: Side, peer: Side | None) -> Sample:
         # Where files were deleted a moment ago, an ext4 without a journal takes longer to make a small one than a server to send it.
         parent = None if shape.is_large else _IN_MEMORY
-        with _clients(_sides(us, peer, shape), shape, parent) as (_, clients, directory):
+        sides = _sides(us, peer, shape, is_far=is_far)
+        with _clients(sides, shape, parent, is_far=is_far) as (_, clients, directory):
             took = {client.whose: Took() for client in clients}
             for client in clients:
                 client.do("up", client.whose, directory / "source")
-            for _, client, is_warm in _turns(clients):
+            for _, client, is_warm in _turns(clients, _FAR_ROUNDS if is_far else _ROUNDS):
                 os.sync()
                 target = directory / f"{client.whose}.copy"
                 client.do("down", client.whose, target, took[client.whose] if is_warm else None)
@@ -94,7 +102,7 @@ def _down(shape: Shape) -> Callable[[Side, Side | None], Sample]:
     return sample
 
 
-def _turns(clients: Sequence[Client], rounds: int = _ROUNDS) -> Iterator[tuple[int, Client, bool]]:
+def _turns(clients: Sequence[Client], rounds: int) -> Iterator[tuple[int, Client, bool]]:
     """Who is next, and whether it counts: the first round warms everything, and each begins a round in its turn."""
     for number in range(rounds + 1):
         shift = number % len(clients)
@@ -143,6 +151,7 @@ def _against_ray(what: str, most: float) -> tuple[Limit, ...]:
 
 
 _OTHERS = ("s3fs", "boto3", "dcp")
+_FAR_OTHERS = ("s3fs", "boto3")
 
 OBJECT_MEASURES: tuple[Measure, ...] = (
     Measure(
@@ -188,5 +197,41 @@ OBJECT_MEASURES: tuple[Measure, ...] = (
         # What is equal varies by this much from run to run.
         tuple(Limit(f"ours_{name}_ms", at_most=1.25, of=f"ours_local_{name}_ms") for name in ("many", "one", "eight")),
         is_slow=False,
+    ),
+    Measure(
+        "far_many_up",
+        f"500 files of 16 KiB to a bucket ({_FAR})",
+        _up(_FAR_MANY, is_far=True),
+        (Limit("ours_up_s", at_most=0.2, of="peer_up_s"), *_ahead("up", "raw", *_FAR_OTHERS), _MEMORY),
+    ),
+    Measure(
+        "far_many_down",
+        f"500 files of 16 KiB from a bucket ({_FAR}), into memory",
+        _down(_FAR_MANY, is_far=True),
+        (Limit("ours_down_s", at_most=0.4, of="peer_down_s"), *_ahead("down", "raw", *_FAR_OTHERS), _MEMORY),
+    ),
+    Measure(
+        "far_one_up",
+        f"One file of 256 MiB to a bucket ({_FAR})",
+        _up(_FAR_ONE, is_far=True),
+        (Limit("ours_up_s", at_most=0.5, of="peer_up_s"), *_ahead("up", *_FAR_OTHERS), _MEMORY),
+    ),
+    Measure(
+        "far_one_down",
+        f"One file of 256 MiB from a bucket ({_FAR})",
+        _down(_FAR_ONE, is_far=True),
+        (Limit("ours_down_s", at_most=0.75, of="peer_down_s"), *_ahead("down", *_FAR_OTHERS), _AS_RAW, _MEMORY),
+    ),
+    Measure(
+        "far_eight_up",
+        f"8 files of 32 MiB to a bucket ({_FAR})",
+        _up(_FAR_EIGHT, is_far=True),
+        (*_ahead("up", "peer", *_FAR_OTHERS), _MEMORY),
+    ),
+    Measure(
+        "far_eight_down",
+        f"8 files of 32 MiB from a bucket ({_FAR})",
+        _down(_FAR_EIGHT, is_far=True),
+        (*_ahead("down", "peer", *_FAR_OTHERS), _AS_RAW, _MEMORY),
     ),
 )

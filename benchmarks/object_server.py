@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.process import JobError
 from servers.ceph import running_ceph
+from servers.link import running_link
 from servers.process import ServerError
 
 BUCKET = "bench"
@@ -22,10 +23,13 @@ class ObjectServer:
     """A running server with an empty bucket.
 
     Attributes:
+        endpoint: Where the libraries reach it.
+        near: Where it is reached without a link, to look what is there.
         forget_deleted: Frees what deleted objects still take.
     """
 
     endpoint: str
+    near: str
     forget_deleted: Callable[[], None]
 
     @property
@@ -62,7 +66,7 @@ class ObjectServer:
 
         return S3Store(
             BUCKET,
-            endpoint=self.endpoint,
+            endpoint=self.near,
             access_key_id=_KEY,
             secret_access_key=_SECRET,
             region="us-east-1",
@@ -71,20 +75,23 @@ class ObjectServer:
 
 
 @contextmanager
-def running_server(directory: Path) -> Iterator[ObjectServer]:
+def running_server(directory: Path, *, is_far: bool = False) -> Iterator[ObjectServer]:
     """Starts Ceph's gateway.
 
     Args:
         directory: Of the server's own, and empty.
+        is_far: The libraries reach it over a link (`servers.link`).
 
     Raises:
         JobError: It is not installed, or does not start.
     """
     try:
         # What is deleted is forgotten when we say so, not beside a measurement.
-        with running_ceph(directory, memory_bytes=_MEMORY_BYTES, forgets=False) as ceph:
+        with running_ceph(directory, memory_bytes=_MEMORY_BYTES, forgets=False) as ceph, ExitStack() as stack:
             ceph.add_user("bench", _KEY, _SECRET)
-            server = ObjectServer(f"http://127.0.0.1:{ceph.port}", ceph.forget_deleted)
+            near = f"http://127.0.0.1:{ceph.port}"
+            far = f"http://127.0.0.1:{stack.enter_context(running_link(ceph.port))}" if is_far else near
+            server = ObjectServer(far, near, ceph.forget_deleted)
             _make_bucket(server)
             yield server
     except ServerError as error:
@@ -96,7 +103,7 @@ def _make_bucket(server: ObjectServer) -> None:
 
     client = boto3.client(
         "s3",
-        endpoint_url=server.endpoint,
+        endpoint_url=server.near,
         aws_access_key_id=_KEY,
         aws_secret_access_key=_SECRET,
         region_name="us-east-1",

@@ -27,12 +27,14 @@ from holdfast.stores.base import Store
 if TYPE_CHECKING:
     from holdfast.persistence.kept import KeptFiles
 
+_MOST_THREADS = 16
+
 
 class Uploader:
     """The threads of a node that store files. Safe to use from several threads.
 
     Args:
-        threads: How many files are on their way at once; by default twice the cores, 4 to 16.
+        threads: How many files are on their way at once; by default twice the cores, 4 to 16, and 16 to a store that is not on this machine.
         store: Where the files will go: whether storing takes cores, or is mostly waiting.
         retry: How failures that pass by themselves are retried.
     """
@@ -40,13 +42,16 @@ class Uploader:
     def __init__(
         self, threads: int | None = None, *, store: Store | None = None, retry: RetryPolicy | None = None
     ) -> None:
-        self._threads = threads or max(4, min(16, (os.cpu_count() or 1) * 2))
+        copies = store is not None and _is_on_this_machine(store)
+        by_cores = max(4, min(_MOST_THREADS, (os.cpu_count() or 1) * 2))
+        # Where each waits for an answer most of its time, cores say nothing of how many there should be.
+        self._threads = threads or (by_cores if copies or store is None else _MOST_THREADS)
         self._retry = retry or RetryPolicy()
         self._known = KnownDigests()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="holdfast-upload")
-        # Threads of their own, for what has once given way cannot take it back. One core is left to training.
-        copies = store is not None and _is_on_this_machine(store)
-        beside = min(self._threads, max(1, (os.cpu_count() or 1) - 1)) if copies else self._threads
+        # Threads of their own, for what has once given way cannot take it back. One core is left to training, and no more threads than suit the
+        # cores take turns with the one that answers a report.
+        beside = min(self._threads, max(1, (os.cpu_count() or 1) - 1)) if copies else threads or by_cores
         self._beside = ThreadPoolExecutor(beside, "holdfast-upload-beside", initializer=give_way)
         self._guard = threading.Lock()
         self._running: set[ShardFuture] = set()

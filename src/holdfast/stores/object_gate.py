@@ -1,7 +1,8 @@
 """How many requests are on their way to a bucket at once: fewer when it says that they are too many, then one by one more.
 
-The rule is that of TCP (additive increase, multiplicative decrease): half after a refusal, one more after two rounds of successes. All
-work belongs to the loop of `object_calls`.
+The rule is that of TCP (additive increase, multiplicative decrease): half after a refusal, one more after two rounds of successes. Above
+what is usual there are more only while more of them bring more answers a second: so it is where answers take long, and not where the server
+has as much to do as it can. All work belongs to the loop of `object_calls`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections import deque
 from collections.abc import Callable
 
 _log = logging.getLogger("holdfast")
-_MOST = 64
+_MOST = 256
+_USUAL = 64
 _LEAST = 4.0
 _MORE_PER_ROUND = 0.5
+_GROWTH = 1.25
+_GAIN = 1.1
 _TELL_EVERY_S = 60.0
 
 
@@ -27,9 +31,12 @@ class Gate:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._limit = float(_MOST)
+        self._limit = float(_USUAL)
         self._running = 0
         self._waiting: deque[Callable[[], None]] = deque()
+        self._answered = 0
+        self._round_began_s = 0.0
+        self._best_per_s = 0.0
         self._halved_s = float("-inf")
         self._told_s = float("-inf")
 
@@ -55,8 +62,26 @@ class Gate:
 
     def succeeded(self) -> None:
         """A request was answered."""
-        if self._limit < _MOST:
-            self._limit = min(_MOST, self._limit + _MORE_PER_ROUND / self._limit)
+        if self._limit < _USUAL:
+            self._limit = min(_USUAL, self._limit + _MORE_PER_ROUND / self._limit)
+        elif self._limit < _MOST:
+            self._count()
+
+    def _count(self) -> None:
+        """Lets more through where that has brought more answers in the time; a round is as many answers as may be on their way."""
+        if not self._waiting:  # then it is not the limit that decides
+            self._answered = 0
+            return
+        if self._answered == 0:
+            self._round_began_s = time.monotonic()
+        self._answered += 1
+        if self._answered <= self.limit:
+            return
+        per_s = self.limit / (time.monotonic() - self._round_began_s)
+        self._answered = 0
+        if per_s > _GAIN * self._best_per_s:
+            self._best_per_s = per_s
+            self._limit = min(_MOST, self._limit * _GROWTH)
 
     def refused(self, sent_s: float) -> None:
         """A request was told that there are too many.

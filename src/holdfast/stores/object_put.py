@@ -7,9 +7,10 @@ write therefore carries a random text of its own (`NONCE`), by which it is recog
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
@@ -21,15 +22,21 @@ from holdfast.stores.object_memory import budget
 from holdfast.stores.object_requests import begin_put, delete, look, pages, put_parts
 
 _log = logging.getLogger("holdfast")
-# Larger files go up in parts of this size, several at once. More of it is faster, and costs memory for each file on its way.
-PART_BYTES = 8 << 20
-_PARTS_AT_ONCE = 4
+# Larger files go up in parts, several at once.
+WHOLE_BYTES = 8 << 20
+# The least that S3 takes. A store far away gives each connection a part of what the network has (Amazon names 90 MB/s), so what counts is how
+# many parts are on their way, and that is memory by their size. A file that finds no memory for so many goes with the least.
+_PART_BYTES = 5 << 20
+_MOST_AT_ONCE = 24
+_LEAST_AT_ONCE = 3
 # Of files up to here the requests take the time, and not the bytes.
 SMALL_BYTES = 64 << 10
 # Of S3 and Google Cloud; Azure has 50,000.
 _MOST_PARTS = 10_000
-_MIB = 1 << 20
+_STEP_BYTES = 64 << 10
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+# The files of this process that are going up in parts.
+_large: set[object] = set()
 
 
 def put_descriptor(client: Client, name: str, source: int, size_bytes: int, hasher: Hasher | None) -> None:
@@ -39,17 +46,50 @@ def put_descriptor(client: Client, name: str, source: int, size_bytes: int, hash
         StoreExistsError: Something lies at the name; the hasher was not fed.
         StorageError: Reading or sending failed, and no object is there; `__cause__` is the `OSError` of a failed reading.
     """
-    if size_bytes <= PART_BYTES:
+    if size_bytes <= WHOLE_BYTES:
         # The library holds what it sends once more.
         with budget().hold(2 * size_bytes):
             _begin_whole(client, name, source, size_bytes, hasher)()
         return
-    if look(client, name) is not None:
-        raise _exists(client, name)
-    part_bytes = max(PART_BYTES, -(-size_bytes // (_MOST_PARTS * _MIB)) * _MIB)
-    at_once = max(1, min(_PARTS_AT_ONCE, budget().limit_bytes // part_bytes - 1))
-    with budget().hold((at_once + 1) * part_bytes):  # one is being read while the others are on their way
-        _put_parts(client, name, _Parts(source, size_bytes, part_bytes, hasher), at_once)
+    part_bytes = max(_PART_BYTES, _rounded_up(-(-size_bytes // _MOST_PARTS)))
+    me = object()
+    _large.add(me)  # before the look: who begins at the same time is to be counted
+    try:
+        if look(client, name) is not None:
+            raise _exists(client, name)
+        with _memory_for_parts(part_bytes, -(-size_bytes // part_bytes)) as at_once:
+            _put_parts(client, name, _Parts(source, size_bytes, part_bytes, hasher), at_once)
+    finally:
+        _large.discard(me)
+
+
+@contextlib.contextmanager
+def _memory_for_parts(part_bytes: int, num_parts: int) -> Iterator[int]:
+    """Holds memory for parts: this file's share of all that there is, as far as it is left now.
+
+    Yields:
+        How many parts may be on their way at once.
+    """
+    shared = budget()
+    # The library's threads allocate them, and of what each has freed the allocator keeps half as much again.
+    taken_bytes = part_bytes * 3 // 2
+    # One is being read while the others are on their way; none, where all are.
+    most = min(num_parts, _MOST_AT_ONCE + 1)
+    least = min(most, _LEAST_AT_ONCE + 1)
+    share = max(least, min(most, shared.limit_bytes // taken_bytes // max(1, len(_large))))
+    held_bytes = min(least * taken_bytes, shared.limit_bytes)
+    shared.take(held_bytes)
+    try:
+        while held_bytes < share * taken_bytes and shared.try_take(taken_bytes):
+            held_bytes += taken_bytes
+        held = held_bytes // taken_bytes
+        yield held if held == num_parts else max(1, held - 1)
+    finally:
+        shared.give_back(held_bytes)
+
+
+def _rounded_up(num_bytes: int) -> int:
+    return -(-num_bytes // _STEP_BYTES) * _STEP_BYTES
 
 
 def begin_small(
