@@ -349,6 +349,7 @@ def test_the_list_of_checkpoints_waits_for_those_that_are_on_their_way(tmp_path,
         report_step(1)
         with pytest.raises(train.WaitTimeoutError):
             train.get_all_reported_checkpoints(timeout_s=0.05)
+        train.collective.barrier()  # nobody opens it before all have asked
         threading.Timer(0.1, (config["base"] / "gate").touch).start()
         found = train.get_all_reported_checkpoints(train.CheckpointConsistencyMode.COMMITTED)
         assert [each.metrics for each in found] == [{"step": 1}]

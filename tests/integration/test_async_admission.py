@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import tempfile
 import time
@@ -159,6 +161,136 @@ def test_the_latest_checkpoint_stays_the_latest_after_a_synchronous_one(tmp_path
             assert train.get_checkpoint().path.endswith("checkpoint_000003")
 
     run(loop, tmp_path, workers=2)
+
+
+def test_a_default_name_that_is_taken_is_an_error_of_the_call_too(tmp_path):
+    def loop(config):
+        report_step(1, name="checkpoint_000002").result(LIMIT_S)
+        with pytest.raises(train.CheckpointExistsError, match="checkpoint_000002"):
+            report_step(2)
+        report_step(3).result(LIMIT_S)
+
+    run(loop, tmp_path, on_upload_error="warn")
+    assert steps_kept(tmp_path) == [1, 3]
+
+
+def test_no_rank_throws_away_what_has_returned_on_another(tmp_path, monkeypatch):
+    """Report 1 fails when rank 0 is admitted to report 2 and rank 1 has not asked; and rank 1 comes first."""
+    copy = local_store.copy_bytes
+
+    def gated(*arguments):
+        (tmp_path / "being-stored").touch()
+        await_file(tmp_path / "gate")
+        copy(*arguments)
+
+    monkeypatch.setattr(local_store, "copy_bytes", gated)
+
+    def loop(config):
+        base, rank = Path(config["base"]), train.get_context().get_world_rank()
+        weights = base / "weights" / "w.pt"
+        if rank == 0:
+            weights.parent.mkdir()
+            weights.write_text("one")
+        brings = Checkpoint(weights.parent) if rank == 0 else None
+        first = train.report({"step": 1}, brings, checkpoint_upload_mode=ASYNC)
+        (base / f"reported-{rank}").touch()
+        if rank == 0:
+            await_file(base / "being-stored")
+            await_file(base / "reported-1")
+            weights.write_text("other")
+
+            def fail():
+                (base / "gate").touch()
+                assert isinstance(first.exception(LIMIT_S), train.ShardModifiedError)
+                (base / "failed").touch()
+                await_file(base / "comes")
+                time.sleep(0.3)  # should rank 1 be later, it does not come first: then there is less to show
+
+            before_admitted_reports(fail)
+        else:
+            await_file(base / "failed")
+            (base / "comes").touch()
+        report_step(2).result(LIMIT_S)
+        with pytest.raises(train.ShardModifiedError, match="report 1 could not be stored"):
+            train.report({"step": 3})
+        train.report({"step": 4})  # it was told once
+
+    run(loop, tmp_path, workers=2)
+    assert steps_kept(tmp_path) == [2]
+
+
+class LateError(Exception):
+    """What a time limit of the user's raises."""
+
+
+def raise_late(*_):
+    raise LateError
+
+
+def test_a_report_after_a_call_that_a_time_limit_ended_gets_its_own_answer(tmp_path):
+    def loop(config):
+        if train.get_context().get_world_rank() == 0:
+            signal.signal(signal.SIGALRM, raise_late)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(LateError):
+                train.collective.barrier()
+            Path(config["base"], "ended").touch()
+        else:
+            await_file(Path(config["base"], "ended"))
+            train.collective.barrier()
+        first, second = report_step(1), report_step(2)
+        assert first.result(LIMIT_S).path.endswith("checkpoint_000001")
+        assert second.result(LIMIT_S).path.endswith("checkpoint_000002")
+
+    run(loop, tmp_path, workers=2)
+    assert steps_kept(tmp_path) == [1, 2]
+
+
+def test_a_report_that_an_interrupt_ends_before_its_files_are_sent_holds_nothing_up(tmp_path):
+    def loop(config):
+        send, done = Channel.send, []
+
+        def sends(self, message):
+            send(self, message)
+            if isinstance(message, protocol.ReportCall) and message.admitted and not done:
+                done.append(message)
+                raise LateError
+
+        Channel.send = sends
+        with pytest.raises(LateError):
+            report_step(1)
+        train.collective.barrier()
+        with pytest.raises(train.HoldfastError, match="report 1 could not be stored: the hand-over"):
+            report_step(2)
+        assert report_step(3).result(LIMIT_S).path.endswith("checkpoint_000003")
+
+    run(loop, tmp_path)
+    assert steps_kept(tmp_path) == [3]
+
+
+def test_interrupts_at_any_moment_leave_the_next_calls_as_they_should_be(tmp_path):
+    def loop(config):
+        signal.signal(signal.SIGALRM, raise_late)
+        source = Path(config["base"], "source")
+        source.mkdir()
+        for name in "abc":
+            (source / name).write_text(name)
+        moments = random.Random(0)
+        for step in range(100):
+            with contextlib.suppress(LateError):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-6, 2e-3))
+                    train.report({}, Checkpoint(source), checkpoint_upload_mode=ASYNC, **KEPT)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            train.collective.barrier()
+            train.report({"step": step}, Checkpoint(source), checkpoint_upload_mode=ASYNC, **KEPT).result(LIMIT_S)
+
+    run(loop, tmp_path, on_upload_error="warn", checkpoint_config=train.CheckpointConfig(num_to_keep=1))
+    assert steps_kept(tmp_path) == [99]
+
+
+KEPT = {"delete_local_checkpoint_after_upload": False}
 
 
 STOPPED = """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Where a report has returned on one rank and others are about to make it: a checkpoint is worth this wait.
 _PROMISE_S = 1.0
 
-_PROCEED = protocol.frame(protocol.Proceed())
+_PROCEED = protocol.body(protocol.Proceed())
 
 
 class Attempt:
@@ -147,7 +147,7 @@ class Attempt:
         if type(question) is protocol.ReportCall:
             self._on_report(rank, question)
         elif isinstance(question, protocol.AdmissionCall):
-            self._send(rank, self._admission(rank))
+            self._send(rank, question, self._admission(rank, question.index))
         elif isinstance(question, protocol.Finished):
             self._on_finished(rank, question)
         elif isinstance(question, protocol.Failed):
@@ -157,13 +157,18 @@ class Attempt:
         else:
             self._on_collective(rank, question)
 
-    def _admission(self, rank: int) -> protocol.Admission:
-        """Whether the rank's next report may be made without an answer: there is room, and nothing to tell."""
+    def _admission(self, rank: int, index: int) -> protocol.Admission:
+        """Whether the rank's next report may return without its answer: there is room, and nothing to tell."""
         ordinal = self._meetings.next_of(rank)
-        is_quiet = self.ends.ending is None and not self._upload_failures
-        if not is_quiet or not self._meetings.expects_report(rank) or not self._rounds.has_room(ordinal, None):
-            return protocol.Admission(False)
-        return protocol.Admission(True, self._meetings.latest_at(ordinal, self._latest))
+        admitted = (
+            self.ends.ending is None
+            and (not self._upload_failures or self._meetings.has_admitted(ordinal))
+            and self._meetings.expects_report(rank)
+            and self._rounds.may_begin(ordinal, index)
+        )
+        if admitted:
+            self._meetings.admit(ordinal)
+        return protocol.Admission(admitted)
 
     def _on_report(self, rank: int, call: protocol.ReportCall) -> None:
         may_wait = call.hands_over and not call.admitted and self.ends.ending is None
@@ -173,11 +178,11 @@ class Attempt:
         if meeting is None:
             return
         if call.admitted:
-            self._promise(meeting, rank, call)
+            self._promise(meeting, rank)
         if call.shard is not None:
             self._rounds.add(meeting, rank, call)
         if not call.waits and rank not in meeting.answered:
-            self._promise(meeting, rank, call)
+            self._promise(meeting, rank)
         if meeting.refusal is not None:
             return
         if not meeting.complete:
@@ -226,17 +231,17 @@ class Attempt:
             return
         self._meetings.close(meeting)
         if name is None and meeting.latest is None:
-            frame = _PROCEED
+            body = _PROCEED
         else:
-            frame = protocol.frame(protocol.Proceed(name, name or meeting.latest))
+            body = protocol.body(protocol.Proceed(name, name or meeting.latest))
         told, meeting.promised = sorted(meeting.promised), set()
-        self._answer(meeting, meeting.unanswered, frame)
+        self._answer(meeting, meeting.unanswered, body)
         first = meeting.report(0)
         if name is not None:
             # Where nobody went on before, the answer has told everybody, and there is no news.
             self._latest = name if told else None
         for rank in told:
-            self._tell(rank, protocol.Settled(first.index, name))
+            self._tell(rank, protocol.Settled(meeting.report(rank).index, name))
         if checkpoint is not None and self._validations is not None:
             task = wish_of(meeting)
             if task is not None:
@@ -260,7 +265,7 @@ class Attempt:
             return False
         return True
 
-    def _on_collective(self, rank: int, question: protocol.Question) -> None:
+    def _on_collective(self, rank: int, question: protocol.Call) -> None:
         meeting = self._arrive(rank, question)
         if meeting is None:
             return
@@ -274,17 +279,18 @@ class Attempt:
         elif isinstance(first, protocol.PreemptionCall):
             answer = protocol.PreemptionState(None, {})
         self._meetings.close(meeting)
-        self._answer(meeting, meeting.unanswered, protocol.frame(answer))
+        self._answer(meeting, meeting.unanswered, protocol.body(answer))
 
-    def _arrive(self, rank: int, question: protocol.Question) -> Meeting | None:
+    def _arrive(self, rank: int, question: protocol.Call) -> Meeting | None:
         """The meeting that the call belongs to, or None if the call has been refused."""
         meeting = self._meetings.arrive(rank, question)
         call = question if isinstance(question, protocol.ReportCall) else None
         # A report that has returned on a rank goes on as long as the others come.
         has_returned = bool(meeting.promised) or (call is not None and call.admitted)
         if len(meeting.calls) == 1:
-            meeting.latest = self._meetings.latest_at(meeting.ordinal, self._latest)
-            if self._upload_failures and call is not None and not has_returned:
+            meeting.latest = self._latest
+            # Nor is one that has returned, or is about to, refused for what became of the one before: the next one is.
+            if self._upload_failures and call is not None and not self._meetings.has_admitted(meeting.ordinal):
                 failure = self._upload_failures.take()
                 meeting.refusal = meeting.refusal or failure
         if self.ends.ending is not None and not has_returned:
@@ -292,7 +298,7 @@ class Attempt:
         if meeting.refusal is not None:
             # Where it has returned on other ranks, and its failure is only to be warned of, it returns here.
             if call is not None and (call.admitted or (meeting.told_failure and not call.waits)):
-                self._promise(meeting, rank, call)
+                self._promise(meeting, rank)
             self._refuse(meeting, meeting.refusal)
             return None
         return meeting
@@ -354,11 +360,12 @@ class Attempt:
         ranks = meeting.unanswered
         if self.ends.ending is not None:
             self._processes.told.update(ranks)
-        self._answer(meeting, ranks, protocol.frame(refusal))
+        self._answer(meeting, ranks, protocol.body(refusal))
         told, meeting.promised = sorted(meeting.promised), set()
         for rank in told:
             self._tell(rank, protocol.Settled(meeting.report(rank).index, None, refusal.kind, refusal.text))
-        if told:
+        if told and not meeting.failure_noted:
+            meeting.failure_noted = True
             meeting.told_failure = not self._limits.raises_upload_errors and self.ends.ending is None
             # When the attempt ends anyway, it ends for a reason of its own.
             self._upload_failures.add(
@@ -369,23 +376,20 @@ class Attempt:
 
     # Answers
 
-    def _promise(self, meeting: Meeting, rank: int, call: protocol.ReportCall) -> None:
+    def _promise(self, meeting: Meeting, rank: int) -> None:
         """The report returns on that rank, if it has not: what becomes of its checkpoint will be told."""
         meeting.promised.add(rank)
-        if call.admitted:
-            meeting.answered.add(rank)
-        else:
-            self._answer(meeting, [rank], protocol.frame(protocol.Proceed(latest=meeting.latest)))
+        self._answer(meeting, [rank], protocol.body(protocol.Proceed(latest=meeting.latest)))
 
-    def _send(self, rank: int, message: protocol.Message) -> None:
+    def _send(self, rank: int, call: protocol.Call, message: protocol.Message) -> None:
         if self._group is not None:
-            self._group.send(rank, protocol.frame(message))
+            self._group.send(rank, protocol.answer(call.number, protocol.body(message)))
 
-    def _answer(self, meeting: Meeting, ranks: Sequence[int], frame: bytes) -> None:
+    def _answer(self, meeting: Meeting, ranks: Sequence[int], body: bytes) -> None:
         meeting.answered.update(ranks)
         if self._group is not None:
             for rank in ranks:
-                self._group.send(rank, frame)
+                self._group.send(rank, protocol.answer(meeting.calls[rank].number, body))
 
     def _tell(self, rank: int, message: protocol.Settled) -> None:
         if self._group is not None:

@@ -29,7 +29,7 @@ class Listings:
         writer: RunWriter,
         rounds: Rounds,
         validations: Validations | None,
-        send: Callable[[int, protocol.Message], None],
+        send: Callable[[int, protocol.Call, protocol.Message], None],
     ) -> None:
         self._reactor = reactor
         self._writer = writer
@@ -51,7 +51,7 @@ class Listings:
         for rank, call in list(self._waiting.items()):
             if self._is_settled(call):
                 self.forget(rank)
-                self._send(rank, protocol.ReportedList(self._entries()))
+                self._send(rank, call, protocol.ReportedList(self._entries()))
 
     def forget(self, rank: int) -> None:
         """The rank has its answer, or is gone."""
@@ -88,4 +88,4 @@ class Listings:
         if call is not None:
             what = "stored and validated" if call.validated and self._validations is not None else "stored"
             text = f"checkpoints that were reported are not {what} after {call.timeout_s:g} s; wait longer"
-            self._send(rank, protocol.Refused(WaitTimeoutError.kind, text))
+            self._send(rank, call, protocol.Refused(WaitTimeoutError.kind, text))

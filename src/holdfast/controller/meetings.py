@@ -46,19 +46,21 @@ class Meeting:
         promised: Those of them that had it before the checkpoint was committed; they are still to be told of its end.
         latest: The checkpoint that every rank takes for the latest after this call, where that is news.
         logged: Whether it is in the metrics log.
-        told_failure: It has returned on some ranks, and that it failed is only to be warned of.
+        failure_noted: It has returned on some ranks, and that it failed is told, or will be.
+        told_failure: And it is only to be warned of.
     """
 
     ordinal: int
     kind: type[protocol.Message]
     world_size: int
-    calls: dict[int, protocol.Message] = field(default_factory=dict)
+    calls: dict[int, protocol.Call] = field(default_factory=dict)
     refusal: protocol.Refused | None = None
     since: float = field(default_factory=time.monotonic)
     answered: set[int] = field(default_factory=set)
     promised: set[int] = field(default_factory=set)
     latest: str | None = None
     logged: bool = False
+    failure_noted: bool = False
     told_failure: bool = False
 
     @property
@@ -91,7 +93,7 @@ class Meetings:
         self._came = [0] * world_size
         self._reports = [0] * world_size
         self._returned: set[int] = set()
-        self._latest: dict[int, str | None] = {}
+        self._admitted: set[int] = set()
         self.open: dict[int, Meeting] = {}
 
     def next_of(self, rank: int) -> int:
@@ -105,11 +107,15 @@ class Meetings:
             return not self._returned
         return meeting.refusal is None and meeting.kind is protocol.ReportCall
 
-    def latest_at(self, ordinal: int, latest: str | None) -> str | None:
-        """The checkpoint that every rank takes for the latest after that call: `latest`, when it is asked for first."""
-        return self._latest.setdefault(ordinal, latest)
+    def admit(self, ordinal: int) -> None:
+        """A rank's report of that ordinal may return before it is heard of."""
+        self._admitted.add(ordinal)
 
-    def arrive(self, rank: int, question: protocol.Message) -> Meeting:
+    def has_admitted(self, ordinal: int) -> bool:
+        """Whether a report of that ordinal may have returned on some rank."""
+        return ordinal in self._admitted
+
+    def arrive(self, rank: int, question: protocol.Call) -> Meeting:
         """Notes a rank's next joint call and returns its meeting, which may be complete now, or refused."""
         kind = type(question)
         ordinal = self._came[rank] = self._came[rank] + 1
@@ -130,7 +136,7 @@ class Meetings:
     def close(self, meeting: Meeting) -> None:
         """Every rank has its answer."""
         self.open.pop(meeting.ordinal, None)
-        self._latest.pop(meeting.ordinal, None)
+        self._admitted.discard(meeting.ordinal)
 
     def leave(self, rank: int) -> list[Meeting]:
         """A rank's function has returned; gives the meetings that can now never be complete."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from holdfast.controller.meetings import ranks_text
 from holdfast.controller.round import CheckpointRound
 from holdfast.errors import ReportError
+from holdfast.persistence import layout
 from holdfast.worker import protocol
 
 if TYPE_CHECKING:
@@ -83,6 +84,13 @@ class Rounds:
             return True
         return num_bytes is not None and sum(round_.num_bytes for round_ in earlier) + num_bytes <= limit
 
+    def may_begin(self, ordinal: int, report: int) -> bool:
+        """Whether a shard of any size may begin, under the name that its report gives it."""
+        if not self.has_room(ordinal, None):
+            return False
+        found, name = self._open.get(ordinal), layout.checkpoint_name(report)
+        return found[1].name == name if found is not None else self._writer.is_free(name)
+
     def add(self, meeting: Meeting, rank: int, call: protocol.ReportCall) -> None:
         """Begins to store a rank's shard."""
         found = self._open.get(meeting.ordinal)
@@ -118,8 +126,9 @@ class Rounds:
 
     def take(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
         """Files of a shard that a rank handed over open."""
-        for _, round_ in list(self._open.values()):
-            if message.index in (round_.report, -1):
+        for meeting, round_ in list(self._open.values()):
+            # By the rank's own count: where an interrupt ended a report just before it was made, it differs from the others'.
+            if message.index == -1 or (rank in meeting.calls and message.index == meeting.report(rank).index):
                 round_.take(rank, message, descriptors)
                 if message.index >= 0:
                     return

@@ -183,6 +183,10 @@ class RunWriter:
         # An append that fails is taken back, so it may be repeated; not for long, for the controller waits here.
         retried(lambda: self._log.append(line), "Writing a report to the metrics log", _LOG_RETRY)
 
+    def is_free(self, name: str) -> bool:
+        """Whether no checkpoint of that name is kept, or on its way."""
+        return name not in self._on_their_way and self._ledger.get(name) is None
+
     def begin_checkpoint(self, name: str, report: int) -> CheckpointWriter:
         """A place for a checkpoint to come.
 
@@ -192,7 +196,7 @@ class RunWriter:
             CheckpointExistsError: A checkpoint of that name is kept, or on its way.
         """
         layout.check_name(name, "the checkpoint's directory name")
-        if name in self._on_their_way or self._ledger.get(name) is not None:
+        if not self.is_free(name):
             raise taken(self.store, name)
         self._durability.await_free(name)
         self._on_their_way.add(name)

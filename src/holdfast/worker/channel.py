@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
-from collections import deque
+import weakref
 from collections.abc import Callable
+
+import msgspec
 
 from holdfast.errors import DriverLostError
 from holdfast.worker import protocol
+from holdfast.worker.reading import read_into
 
 _CHUNK_BYTES = 1 << 16
 
 
 class Asked:
-    """A question that is on its way to the controller.
+    """A call whose answer is on its way.
 
     Attributes:
         answer: None until it has come.
@@ -25,88 +29,123 @@ class Asked:
 
 
 class Channel:
-    """Questions out, answers in; threads of one worker take turns."""
+    """Calls out, answers in; threads of one worker take turns to wait.
+
+    An answer belongs to the call of its number. Wherever an interrupt ends a call, its answer is not taken for another's.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._buffer = bytearray()
-        # Whose answers are on their way, in that order. An interrupt leaves one that nobody waits for.
-        self._unanswered: deque[Asked] = deque()
+        self._numbers = itertools.count(1)
+        self._asked: weakref.WeakValueDictionary[int, Asked] = weakref.WeakValueDictionary()
         self._turn = threading.Lock()
+        self._sending = threading.Lock()
 
-    def ask(self, question: protocol.Message, meanwhile: Callable[[], None] | None = None) -> protocol.Answer:
-        """Sends a question and waits for its answer.
+    def ask(self, call: protocol.Call, meanwhile: Callable[[], None] | None = None) -> protocol.Answer:
+        """Sends a call and waits for its answer.
 
         The wait has no limit of its own: the controller limits it, and its death ends it.
 
         Args:
-            meanwhile: Called once the question is sent; short, for it must not make the answer late.
+            meanwhile: Called once the call is sent; short, for it must not make the answer late.
 
         Raises:
             DriverLostError: The controller is gone.
         """
         with self._turn:
-            asked = self._begin(question)
+            asked = self.ask_ahead(call)
             if meanwhile is not None:
                 meanwhile()
             return self._await(asked)
 
-    def ask_ahead(self, question: protocol.Message) -> Asked:
-        """Sends a question that the controller answers at once, and does not wait for it; see `answer_to`.
+    def ask_ahead(self, call: protocol.Call) -> Asked:
+        """Sends a call that is answered soon, and does not wait for that; see `answer_to`.
 
         Raises:
             DriverLostError: The controller is gone.
         """
-        with self._turn:
-            return self._begin(question)
+        asked, number = Asked(), next(self._numbers)
+        self._asked[number] = asked
+        self.send(msgspec.structs.replace(call, number=number))
+        return asked
 
     def answer_to(self, asked: Asked) -> protocol.Answer:
-        """Waits for the answer to a question that was asked ahead.
+        """Waits for the answer to a call that was made by `ask_ahead`.
 
         Raises:
             DriverLostError: The controller is gone.
         """
+        if asked.answer is not None:
+            return asked.answer
         with self._turn:
             return self._await(asked)
 
-    def _begin(self, question: protocol.Message) -> Asked:
-        self.send(question)
-        asked = Asked()
-        self._unanswered.append(asked)
-        return asked
-
-    def _await(self, asked: Asked) -> protocol.Answer:
-        while asked.answer is None:
-            answer = self.receive()
-            self._unanswered.popleft().answer = answer
-        return asked.answer
-
     def send(self, message: protocol.Message) -> None:
-        """Sends without waiting for an answer."""
+        """Sends without waiting for an answer.
+
+        Raises:
+            DriverLostError: The controller is gone.
+        """
+        frame = protocol.frame(message)
+        if len(frame) <= _CHUNK_BYTES or threading.current_thread() is not threading.main_thread():
+            self._send(frame)
+            return
+        # It may go in pieces, and an interrupt between two of them, which Python raises in the main thread alone, would leave half a frame.
+        errors: list[DriverLostError] = []
+        sender = threading.Thread(target=self._send_noting, args=(frame, errors), name="holdfast-send")
+        sender.start()
         try:
-            self._socket.sendall(protocol.frame(message))
+            sender.join()
+        finally:
+            sender.join()
+        if errors:
+            raise errors[0]
+
+    def receive(self) -> protocol.Answer:
+        """Waits for the next message of the controller, whatever its number."""
+        return self._receive()
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            with self._sending:
+                self._socket.sendall(frame)
         except OSError as error:
             raise DriverLostError(f"the driver of this worker is gone ({error})") from error
 
-    def receive(self) -> protocol.Answer:
-        """Waits for the next message of the controller."""
-        header = self._take(protocol.HEADER.size)
-        body = self._take(protocol.HEADER.unpack(header)[0])
-        return protocol.answer_decoder.decode(body)
+    def _send_noting(self, frame: bytes, errors: list[DriverLostError]) -> None:
+        try:
+            self._send(frame)
+        except DriverLostError as error:
+            errors.append(error)
 
-    def _take(self, size: int) -> bytes:
+    def _await(self, asked: Asked) -> protocol.Answer:
+        while asked.answer is None:
+            self._receive()
+        return asked.answer
+
+    def _receive(self) -> protocol.Answer:
+        buffer, head = self._buffer, protocol.ANSWER_HEADER.size
+        self._fill(head)
+        length, number = protocol.ANSWER_HEADER.unpack_from(buffer)
+        self._fill(head + length)
+        answer = protocol.answer_decoder.decode(bytes(buffer[head : head + length]))
+        asked = self._asked.get(number)
+        if asked is not None:
+            asked.answer = answer
+        # Last, and at once: an interrupt before it leaves an answer to be read again, and never half of one, or one that nobody got.
+        del buffer[: head + length]
+        return answer
+
+    def _fill(self, size: int) -> None:
         buffer = self._buffer
         while len(buffer) < size:
             try:
-                data = self._socket.recv(max(_CHUNK_BYTES, size - len(buffer)))
+                count = read_into(buffer, self._socket, max(_CHUNK_BYTES, size - len(buffer)))
             except OSError as error:
                 raise DriverLostError(f"the driver of this worker is gone ({error})") from error
-            if not data:
+            if not count:
                 raise DriverLostError("the driver of this worker is gone")
-            buffer += data
-        taken = bytes(buffer[:size])
-        del buffer[:size]
-        return taken
 
     def close(self) -> None:
         """Hangs up."""

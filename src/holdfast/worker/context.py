@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import OutsideWorkerError
 from holdfast.stores import Store
+from holdfast.worker import protocol
+from holdfast.worker.answers import expect
+from holdfast.worker.channel import Asked, Channel
 from holdfast.worker.pending import Inbox
 from holdfast.worker.shipping import Storage, unpack_checkpoint, unpack_storage
 
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
     import socket
     from typing import Any
 
-    from holdfast.worker.channel import Channel
     from holdfast.worker.protocol import Job
 
 
@@ -96,7 +98,8 @@ class WorkerState:
         resources: What other parts of the package keep as long as the function runs; closed at its end.
         next_report: The index that the next call of `report` counts.
         checkpoint: The latest committed checkpoint, the same on every rank at every report; before there is one, the trainer's
-            `resume_from`.
+            `resume_from`. As far as `unread` does not know better.
+        unread: The last report, where it has returned before its answer came.
     """
 
     job: Job
@@ -112,6 +115,7 @@ class WorkerState:
     context: TrainContext = field(init=False)
     next_report: int = field(init=False)
     checkpoint: Checkpoint | None = field(init=False, default=None)
+    unread: Asked | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.storage = self.storage or unpack_storage(self.job.storage, self.job.storage_url)
@@ -128,6 +132,28 @@ class WorkerState:
         """The store with the run's directory as its root."""
         assert self.storage is not None
         return self.storage.root.child(self.job.run_name)
+
+    def take(self, answer: protocol.Answer) -> protocol.Proceed:
+        """What a report was answered; by it `checkpoint` moves.
+
+        Raises:
+            HoldfastError: The report was refused.
+        """
+        proceed = expect(answer, protocol.Proceed)
+        if proceed.latest is not None:
+            self.checkpoint = self.committed(proceed.latest)
+        return proceed
+
+    def catch_up(self) -> None:
+        """Takes the answer that the last report did not wait for.
+
+        Raises:
+            DriverLostError: The driver is gone.
+        """
+        unread = self.unread
+        if unread is not None:
+            self.take(self.channel.answer_to(unread))
+            self.unread = None
 
     def committed(self, name: str, kept: Mapping[str, str] | None = None) -> Checkpoint:
         """The checkpoint of that name; the driver vouches for its bytes.
@@ -197,4 +223,6 @@ def get_checkpoint() -> Checkpoint | None:
     Raises:
         OutsideWorkerError: Called outside a training function.
     """
-    return current("get_checkpoint()").checkpoint
+    state = current("get_checkpoint()")
+    state.catch_up()
+    return state.checkpoint

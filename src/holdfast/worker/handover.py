@@ -7,6 +7,7 @@ copied. On the same socket the node tells, unasked, what became of each checkpoi
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import socket
@@ -77,17 +78,16 @@ class HandOver:
                     self._open(self._files[first : first + _PER_MESSAGE])
                 _send(self._socket, protocol.Files(self._index, first, len(self._opened)), self._opened)
                 self.close()
-        except DriverLostError:
-            raise
-        except BaseException as error:
-            # An interrupt, too: the function may go on after it, and the node would wait for the rest.
-            kind, text = HoldfastError.kind, "the hand-over of its files was interrupted"
-            if isinstance(error, HoldfastError):
-                kind, text = error.kind, str(error)
-            _send(self._socket, protocol.Abandoned(self._index, kind, text), [])
-            raise
         finally:
             self.close()
+
+    def abandon(self, error: BaseException) -> None:
+        """Tells the node, where it has heard of the report, that files are missing for ever."""
+        kind, text = HoldfastError.kind, "the hand-over of its files was interrupted"
+        if isinstance(error, HoldfastError):
+            kind, text = error.kind, str(error)
+        with contextlib.suppress(DriverLostError):
+            _send(self._socket, protocol.Abandoned(self._index, kind, text), [])
 
     def close(self) -> None:
         """Closes this process's descriptors; safe to repeat."""

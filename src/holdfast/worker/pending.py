@@ -15,6 +15,7 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.errors import DriverLostError, WaitTimeoutError
 from holdfast.worker import protocol
 from holdfast.worker.answers import error_of
+from holdfast.worker.reading import read_into
 
 _CHUNK_BYTES = 1 << 16
 _decode = msgspec.msgpack.Decoder(protocol.Settled).decode
@@ -135,26 +136,29 @@ class Inbox:
     def _read_available(self) -> None:
         while True:
             try:
-                data = self._socket.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
+                count = read_into(self._buffer, self._socket, _CHUNK_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError as error:
                 raise DriverLostError(f"the driver of this worker is gone ({error})") from error
-            if not data:
+            if not count:
                 raise DriverLostError("the driver of this worker is gone")
-            self._buffer += data
         head = protocol.HEADER.size
         while len(self._buffer) >= head:
             end = head + protocol.HEADER.unpack_from(self._buffer)[0]
             if len(self._buffer) < end:
                 return
             settled = _decode(bytes(self._buffer[head:end]))
+            pending = self._pending.get(settled.index)
+            if pending is not None:
+                self._end(pending, settled)
+            # Last: an interrupt before it has this read again, and takes nothing from whoever waits for it.
             del self._buffer[:end]
-            pending = self._pending.pop(settled.index, None)
-            if pending is None:
-                continue
-            if settled.kind:
-                pending._settle(None, error_of(settled.kind, settled.text))
-            else:
-                name = settled.checkpoint
-                pending._settle(self._open_checkpoint(name) if name is not None else None, None)
+
+    def _end(self, pending: PendingCheckpoint, settled: protocol.Settled) -> None:
+        if settled.kind:
+            pending._settle(None, error_of(settled.kind, settled.text))
+        else:
+            name = settled.checkpoint
+            pending._settle(self._open_checkpoint(name) if name is not None else None, None)
+        self._pending.pop(settled.index, None)

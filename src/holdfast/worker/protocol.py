@@ -1,8 +1,8 @@
 """What a worker and its controller say to each other.
 
-A worker asks and waits; the controller answers every question exactly once, in the order in which they came, but for a report that
-was admitted before it was made. Frames are a 4-byte little-endian
-length and a MessagePack body. Metrics travel as stored JSON that nobody on the way decodes.
+The controller answers every call of a worker exactly once. Each call has a number, and its answer has the same: an interrupt may leave an
+answer that nobody waits for, and some calls are answered sooner than others. Frames are a 4-byte little-endian length, in answers the
+4-byte number, and a MessagePack body. Metrics travel as stored JSON that nobody on the way decodes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,23 @@ from holdfast.records import StagedShard
 from holdfast.signatures import Keywords
 
 HEADER: Final = struct.Struct("<I")
+ANSWER_HEADER: Final = struct.Struct("<II")
 MAX_FRAME_BYTES: Final = 2**32 - 1
+_MOST_CALLS: Final = 2**32 - 1
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Base of all messages."""
+
+
+class Call(Message, frozen=True, kw_only=True):
+    """Base of what is answered.
+
+    Attributes:
+        number: Of the call, among those of its worker.
+    """
+
+    number: int = 0
 
 
 class ValidationTask(msgspec.Struct, frozen=True, array_like=True):
@@ -47,14 +59,20 @@ class ValidationTerms(msgspec.Struct, frozen=True, array_like=True):
     given: list[str]
 
 
-class AdmissionCall(Message, frozen=True):
+class AdmissionCall(Call, frozen=True):
     """The worker looks at the files of a report that is to return before its checkpoint is stored.
 
-    Answered meanwhile, so that the report itself needs no answer. It changes nothing: the worker may never make that report.
+    Answered meanwhile, so that the report need not wait for its own answer. It promises nothing of the worker's: it may never make
+    that report.
+
+    Attributes:
+        index: Of the report that is to come.
     """
 
+    index: int
 
-class ReportCall(Message, frozen=True):
+
+class ReportCall(Call, frozen=True):
     """The worker is in `report`.
 
     Attributes:
@@ -66,7 +84,7 @@ class ReportCall(Message, frozen=True):
         waits: The answer comes once the report is complete and committed; else as soon as the node has room for it.
         brings_state: Of a rank that saved its part of a state of all ranks, whether this shard is it; else None.
         validation: Its checkpoint is to be validated.
-        admitted: It was admitted before it was made, and gets no answer.
+        admitted: It was admitted, and returns before its answer has come.
     """
 
     index: int
@@ -116,21 +134,21 @@ class Settled(Message, frozen=True):
     text: str = ""
 
 
-class BarrierCall(Message, frozen=True):
+class BarrierCall(Call, frozen=True):
     """The worker is in `collective.barrier`."""
 
 
-class BroadcastCall(Message, frozen=True):
+class BroadcastCall(Call, frozen=True):
     """The worker is in `collective.broadcast_from_rank_zero`; rank 0 brings the data (cloudpickle)."""
 
     data: bytes | None
 
 
-class PreemptionCall(Message, frozen=True):
+class PreemptionCall(Call, frozen=True):
     """The worker is in `get_preemption_info`, which is a barrier."""
 
 
-class CheckpointsCall(Message, frozen=True):
+class CheckpointsCall(Call, frozen=True):
     """The worker asks for the committed checkpoints.
 
     Attributes:
@@ -179,14 +197,9 @@ class Proceed(Message, frozen=True):
 
 
 class Admission(Message, frozen=True):
-    """Whether the report may be made without waiting for an answer; otherwise it is made as any other.
-
-    Attributes:
-        latest: As in `Proceed`; for a report that is admitted.
-    """
+    """Whether the report may return without waiting for its answer; otherwise it is made as any other."""
 
     admitted: bool
-    latest: str | None = None
 
 
 class Refused(Message, frozen=True):
@@ -281,13 +294,33 @@ question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Qu
 answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
-def frame(message: Message) -> bytes:
-    """The bytes of a message as they travel.
+def body(message: Message) -> bytes:
+    """A message as it travels, without its header.
 
     Raises:
         OverflowError: The message is larger than 4 GiB.
     """
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME_BYTES:
-        raise OverflowError(f"a message of {len(body)} bytes does not fit into one frame (4 GiB)")
-    return HEADER.pack(len(body)) + body
+    found = _encoder.encode(message)
+    if len(found) > MAX_FRAME_BYTES:
+        raise OverflowError(f"a message of {len(found)} bytes does not fit into one frame (4 GiB)")
+    return found
+
+
+def frame(message: Message) -> bytes:
+    """The bytes of a message that answers nothing.
+
+    Raises:
+        OverflowError: The message is larger than 4 GiB.
+    """
+    found = body(message)
+    return HEADER.pack(len(found)) + found
+
+
+def answer(number: int, found: bytes) -> bytes:
+    """The bytes of an answer.
+
+    Args:
+        number: Of the call.
+        found: Its `body`, which several answers may have in common.
+    """
+    return ANSWER_HEADER.pack(len(found), number & _MOST_CALLS) + found

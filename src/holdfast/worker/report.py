@@ -86,9 +86,10 @@ def report(
     encoded = encode_metrics(metrics)
     if state.job.score_attribute is not None:
         score_of(decode_metrics(encoded), state.job.score_attribute)
+    state.catch_up()
     # A name of the user's may be taken, which is an error of this call.
     asks_ahead = checkpoint is not None and not waits and checkpoint_dir_name is None and checkpoint_upload_fn is None
-    asked = state.channel.ask_ahead(protocol.AdmissionCall()) if asks_ahead else None
+    asked = state.channel.ask_ahead(protocol.AdmissionCall(state.next_report)) if asks_ahead else None
     if checkpoint is None:
         question = protocol.ReportCall(state.next_report, encoded, waits=waits)
     else:
@@ -105,52 +106,51 @@ def report(
         question = msgspec.structs.replace(question, validation=task)
     if state.saved_into is not None:
         question = _with_state(state, question)
-    # Counted before the wait: a refused report was made all the same, on every rank alike.
+    if not waits:
+        return _go_on(state, question, asked)
+    _count(state)
+    answer = state.take(state.channel.ask(question))
+    return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
+
+
+def _count(state: WorkerState) -> None:
+    """A report is made: before the wait, for one that is refused was made all the same, on every rank alike."""
     state.next_report += 1
-    if waits:
-        answer = _answered(state, state.channel.ask(question))
-        return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
-    return _go_on(state, question, asked)
 
 
 def _go_on(state: WorkerState, call: protocol.ReportCall, asked: Asked | None) -> PendingCheckpoint:
     """Makes a report that returns before it is committed; its files are handed over, open.
 
     Args:
-        asked: Whether it needs no answer was asked before its directory was looked at. So the driver's time and the wake-ups of both
-            processes pass while the files are looked at and opened.
+        asked: Whether it may return before its answer comes was asked before its directory was looked at. So the driver's time and
+            the wake-ups of both processes pass while the files are looked at and opened.
     """
     state.inbox.look()  # outcomes that nobody asks for must not pile up
     # Before the call: its outcome may come right behind the answer, and what nobody expects is forgotten.
     pending = state.inbox.expect(call.index)
     shard = call.shard if call.hands_over else None
     if shard is None:
-        _answered(state, state.channel.ask(call))
+        _count(state)
+        state.take(state.channel.ask(call))
         return pending
     with contextlib.closing(HandOver(state.files, call.index, shard)) as files:
         if asked is not None:
             files.open_first()
-        admission = expect(state.channel.answer_to(asked), protocol.Admission) if asked is not None else None
-        if admission is not None and admission.admitted:
-            _take_latest(state, admission.latest)
-            state.channel.send(msgspec.structs.replace(call, admitted=True))
-        else:
-            _answered(state, state.channel.ask(call, files.open_first))
-        files.send()
+        admitted = asked is not None and expect(state.channel.answer_to(asked), protocol.Admission).admitted
+        try:
+            _count(state)
+            if admitted:
+                state.unread = state.channel.ask_ahead(msgspec.structs.replace(call, admitted=True))
+            else:
+                state.take(state.channel.ask(call, files.open_first))
+            files.send()
+        except BaseException as error:
+            # An interrupt, too: the function may go on after it, and the node would wait for the files for ever.
+            files.abandon(error)
+            raise
     if shard.remove:
         handed_over(state, layout.decode_path(shard.root))
     return pending
-
-
-def _answered(state: WorkerState, answer: protocol.Answer) -> protocol.Proceed:
-    proceed = expect(answer, protocol.Proceed)
-    _take_latest(state, proceed.latest)
-    return proceed
-
-
-def _take_latest(state: WorkerState, name: str | None) -> None:
-    if name is not None:
-        state.checkpoint = state.committed(name)
 
 
 def _validation_task(state: WorkerState, wish: bool | ValidationTaskConfig) -> protocol.ValidationTask | None:

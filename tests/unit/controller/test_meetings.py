@@ -79,11 +79,10 @@ def test_a_report_is_expected_where_nothing_speaks_against_it():
     assert not meetings.expects_report(1)
 
 
-def test_the_latest_checkpoint_of_a_call_is_what_it_was_for_the_first_rank_that_asked():
+def test_a_report_was_admitted_until_its_meeting_is_over():
     meetings = Meetings(2)
-    assert meetings.latest_at(1, "a") == "a"
-    assert meetings.latest_at(1, "b") == "a"
-    assert meetings.latest_at(2, "b") == "b"
+    meetings.admit(1)
+    assert meetings.has_admitted(1)
     meetings.arrive(0, REPORT)
     meetings.close(meetings.arrive(1, REPORT))
-    assert meetings.latest_at(2, "c") == "b"
+    assert not meetings.has_admitted(1)

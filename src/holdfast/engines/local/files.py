@@ -96,8 +96,9 @@ class FileConnections:
                 self._num_open += len(descriptors)
                 self._listener.on_files(rank, message, descriptors)
         except OSError as error:
-            # Which files are missing nobody can tell any more.
+            # Which files are missing nobody can tell any more; of which reports, what was said before tells.
             self._end(rank)
+            self._drain_calls(rank)
             self._listener.on_files(rank, protocol.Abandoned(-1, StorageError.kind, str(error)), [])
             return False
         if end.receiver.at_end:

@@ -131,7 +131,7 @@ class LocalGroup(WorkerGroup):
             self._connections[job.rank] = Connection(self._reactor, ours, job.rank, self._listener)
         self._pump.start()
         for job in jobs:
-            self.send(job.rank, protocol.frame(job))
+            self.send(job.rank, protocol.answer(0, protocol.body(job)))
 
     def send(self, rank: int, frame: bytes) -> None:
         """Sends or queues a frame."""
