@@ -79,6 +79,8 @@ def test_a_job_comes_back_from_a_bucket_after_a_kill_and_on_another_day(server, 
         entry.key: open_store(url).read(entry.key)
         for entry in open_store(url).list("run/.holdfast/logs", recursive=True)
     }
+    told = logs.pop("run/.holdfast/logs/attempt_000001/rank_00001.log.end")
+    assert told == b"holdfast.errors.WorkerDiedError: rank 1 was killed by SIGKILL\n"
     assert len(logs) == 6  # of three attempts, two ranks each
     assert logs["run/.holdfast/logs/attempt_000003/rank_00001.log"] == b"at step 5\nat step 6\n"
 
