@@ -233,7 +233,7 @@ def test_a_chosen_name_is_kept_and_cannot_be_used_twice(tmp_path):
     assert isinstance(found[0], train.CheckpointExistsError)
     assert "mine" in str(found[0])
     assert (tmp_path / "run/mine/step").read_text() == "0"
-    assert train.Run(tmp_path / "run").verify() == {"mine": []}
+    assert train.Run(tmp_path / "run").verify() == {}
 
 
 def test_a_refused_report_of_a_single_worker_leaves_the_next_its_own_answer(tmp_path):
