@@ -164,6 +164,7 @@ class Client:
             service=place.service,
             endpoint=self._endpoint(),
             secrets=place.secrets(),
+            is_anonymous=is_on(place.option("skip_signature")),
         )
 
     def provider(self) -> Any:
