@@ -135,7 +135,7 @@ def stream(client: Client, name: str, chunk_bytes: int) -> tuple[int, str | None
         return await anext(chunks, None)
 
     def iterate() -> Iterator[memoryview]:
-        while (chunk := client.call("read", name, next_chunk, once=True)) is not None:
+        while (chunk := client.call("read", name, next_chunk, once=True, slow=True)) is not None:
             yield memoryview(chunk)
 
     return int(meta["size"]), meta["e_tag"], iterate()
@@ -213,7 +213,7 @@ def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, 
             max_concurrency=client.calls.at_once(at_once),
         )
 
-    client.call("store", name, send, once=True)
+    client.call("store", name, send, once=True, slow=True)
 
 
 def copy(client: Client, source: str, target: str, size_bytes: int, tag: str) -> bool:
@@ -278,7 +278,7 @@ def delete_all(client: Client, names: Sequence[str]) -> None:
     """
     obstore, handle = client.obstore, client.handle(Resends.ALWAYS)
     try:
-        client.call("delete", names[0], lambda: obstore.delete_async(handle, names), once=True)
+        client.call("delete", names[0], lambda: obstore.delete_async(handle, names), once=True, slow=True)
     except StoreNotFoundError:
         # Where deleting is one request an object, one that is gone already ends the rest.
         for name in names:
