@@ -22,9 +22,10 @@ from holdfast.persistence.listing import list_files, listed_manifest
 from holdfast.persistence.manifest import read_manifest
 from holdfast.persistence.verify import Damage, all_untouched, find_damage, find_unknown, fingerprint, select
 from holdfast.records import Manifest, StoredFile
-from holdfast.stores import Store, open_store, plain_filesystem
+from holdfast.stores import Store, checked_path, open_store, plain_filesystem
 from holdfast.stores.secrecy import may_carry_secrets
 from holdfast.stores.wrapped import holds_secrets, identity_of
+from holdfast.urls import shown_url
 
 _log = logging.getLogger("holdfast")
 _NAMED_DAMAGES = 3
@@ -60,10 +61,15 @@ class Checkpoint:
         """A checkpoint of the files in a local directory, to be reported.
 
         Raises:
-            CheckpointSourceError: There is no such directory.
+            CheckpointSourceError: There is no such directory, or it is a URL.
         """
         if not isinstance(path, str | os.PathLike):
             raise CheckpointSourceError(f"Checkpoint.from_directory takes a path, not {path!r}")
+        if "://" in checked_path(path):
+            url = shown_url(os.fspath(path))
+            raise CheckpointSourceError(
+                f"Checkpoint.from_directory({url!r}): it is a URL, and no directory of this machine; write Checkpoint({url!r})"
+            )
         directory = os.path.abspath(os.path.expanduser(os.fspath(path)))
         if not os.path.isdir(directory):
             why = "is a file" if os.path.lexists(directory) else "does not exist"
