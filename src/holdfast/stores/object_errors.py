@@ -210,8 +210,10 @@ def _judge(
         return StorageAccessError, f"the credentials are missing or wrong; correct {_VARIABLES[service]}"
     if name in ("NotSupportedError", "NotImplementedError") or status == 501:
         return StorageError, "this store does not support it"
-    if status is not None:
-        return StorageError, ""
+    return (StorageError, "") if status is not None else _judge_unanswered(name, detail, endpoint)
+
+
+def _judge_unanswered(name: str, detail: str, endpoint: str) -> tuple[type[StorageError], str]:
     if found := _BAD_CERTIFICATE.search(detail):
         return (
             StorageAccessError,
