@@ -182,6 +182,32 @@ def test_a_child_that_was_forked_before_the_first_use_is_free(server: S3Server, 
     assert _run(script, server.url(bucket)).strip() == "['a', 'b']"
 
 
+def test_a_process_that_ends_right_after_an_answer_ends_well(server: S3Server, bucket: str) -> None:
+    script = """
+        import sys, threading, time
+        from holdfast.stores import object_loop, open_store
+        store = open_store(sys.argv[1])
+        store.write("a", b"1")
+        loop = object_loop.process.loop()
+        wake = loop._write_to_self
+
+        def is_slow_to_come_back():
+            wake()
+            if threading.current_thread() is not threading.main_thread():
+                time.sleep(0.3)
+
+        class TakesItsTime:
+            def __del__(self, sleep=time.sleep, print=print):
+                sleep(0.6)
+                print("ended")
+
+        loop._write_to_self = is_slow_to_come_back  # the library's thread, as it may be on a busy machine
+        print(store.read("a"))
+        left_to_the_end = TakesItsTime()
+    """
+    assert _run(script, server.url(bucket, "run")).split() == ["b'1'", "ended"]
+
+
 def test_a_missing_package_is_named_with_its_remedy(server: S3Server) -> None:
     script = """
         import sys

@@ -11,26 +11,24 @@ takes it for a commit.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import enum
-import os
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from holdfast.stores.object_gate import Gate, OpenGate
+from holdfast.stores.object_loop import process
 
 _T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 # Once the end is to come at once: for all that is on its way, and then for each request that the end still needs.
 _LAST_S = 3.0
 _EACH_S = 1.0
-_STOP_S = 1.0
 _TELL_AFTER_S = 4.0
 _LOOK_EVERY_S = 2.0
 FIRST_RETRIES = 8
@@ -113,7 +111,7 @@ class Calls:
         retries = self.patience.retries if self.has_answered else min(self.patience.retries, FIRST_RETRIES)
         self._begun.append(_Call(self, gate, request, 0 if once else retries, future, is_slow=bulk or slow))
         # Waking the loop costs more than the rest of this: once for all that begin before it has come to them.
-        loop = _process.loop()
+        loop = process.loop()
         if self._told is not loop:
             try:
                 self._told = loop
@@ -141,7 +139,7 @@ class Calls:
         if self._until_s is not None:  # said twice, it gives nobody more time
             return
         self._until_s = time.monotonic() + _LAST_S
-        loop = _process.running
+        loop = process.running
         if loop is not None:
             loop.call_soon_threadsafe(self._shorten, loop)
 
@@ -315,62 +313,9 @@ class _Call(Generic[_T]):
                 future.set_result(result)
 
     def _let_go(self, future: Future[_T]) -> None:
-        if future.cancelled() and (loop := _process.running) is not None:
+        if future.cancelled() and (loop := process.running) is not None:
             loop.call_soon_threadsafe(self._give_up)
 
     def _give_up(self) -> None:
         if self._future is not None:
             self._end()
-
-
-class _Process:
-    """The loop of this process, and its thread: made at first use."""
-
-    def __init__(self) -> None:
-        self.running: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._left_behind: asyncio.AbstractEventLoop | None = None
-
-    def loop(self) -> asyncio.AbstractEventLoop:
-        found = self.running
-        if found is not None:
-            return found
-        with self._lock:
-            if self.running is None:
-                loop = asyncio.new_event_loop()
-                # A daemon, so that a process whose main thread is done need not wait for a server.
-                self._thread = threading.Thread(target=self._serve, args=(loop,), name="holdfast-requests", daemon=True)
-                self._thread.start()
-                self.running = loop
-            return self.running
-
-    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_forever()
-        loop.close()
-
-    def stop(self) -> None:
-        """Ends the thread, for an interpreter that is about to end must not find it in the middle of something."""
-        loop, thread, self.running = self.running, self._thread, None
-        if loop is not None and thread is not None and thread.is_alive():
-            loop.call_soon_threadsafe(self._give_up, loop)
-            thread.join(_STOP_S)
-
-    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.call_soon(loop.stop)
-
-    def forget(self) -> None:
-        """In a forked child: the thread was left behind."""
-        self._lock = threading.Lock()
-        if self.running is not None:
-            # Closed, or collected as garbage, it would take its descriptors out of what the parent's waits for.
-            self._left_behind = self.running
-        self.running = self._thread = None
-
-
-_process = _Process()
-atexit.register(_process.stop)
-os.register_at_fork(after_in_child=_process.forget)
