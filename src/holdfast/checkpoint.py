@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from holdfast.errors import (
 from holdfast.persistence import layout
 from holdfast.persistence.listing import list_files, listed_manifest
 from holdfast.persistence.manifest import read_manifest
-from holdfast.persistence.verify import Damage, all_untouched, find_damage, find_unchecked, fingerprint, select
+from holdfast.persistence.verify import Damage, all_untouched, find_damage, find_unknown, fingerprint, select
 from holdfast.records import Manifest, StoredFile
-from holdfast.stores import Store, open_store, plain_filesystem
+from holdfast.stores import Store, checked_path, open_store, plain_filesystem
 from holdfast.stores.secrecy import may_carry_secrets
 from holdfast.stores.wrapped import holds_secrets, identity_of
+from holdfast.urls import shown_url
 
+_log = logging.getLogger("holdfast")
 _NAMED_DAMAGES = 3
 # What `open` copies before it gives the first byte; of larger files the store is asked for what is read.
 _COPIED_BYTES = 16 * 1024 * 1024
@@ -58,10 +61,15 @@ class Checkpoint:
         """A checkpoint of the files in a local directory, to be reported.
 
         Raises:
-            CheckpointSourceError: There is no such directory.
+            CheckpointSourceError: There is no such directory, or it is a URL.
         """
         if not isinstance(path, str | os.PathLike):
             raise CheckpointSourceError(f"Checkpoint.from_directory takes a path, not {path!r}")
+        if "://" in checked_path(path):
+            url = shown_url(os.fspath(path))
+            raise CheckpointSourceError(
+                f"Checkpoint.from_directory({url!r}): it is a URL, and no directory of this machine; write Checkpoint({url!r})"
+            )
         directory = os.path.abspath(os.path.expanduser(os.fspath(path)))
         if not os.path.isdir(directory):
             why = "is a file" if os.path.lexists(directory) else "does not exist"
@@ -226,9 +234,12 @@ class Checkpoint:
     def verify(self) -> list[Damage]:
         """Reads the whole checkpoint and compares it with its manifest.
 
+        Files that were registered in place in a bucket have no digest (`file.digest is None` in `files()`): of them the size alone is
+        compared, and a warning says so.
+
         Returns:
-            What is wrong; empty if every byte is as reported. What cannot be compared for want of a digest is listed
-            too, with `is_certain=False`.
+            What is wrong; empty if all is as reported. A checkpoint without a manifest, and a digest that this version does not
+            know, are listed too, with `is_certain=False`.
 
         Raises:
             StoreNotFoundError: There is no such checkpoint.
@@ -241,7 +252,13 @@ class Checkpoint:
             self._require()
             reason = "missing: this directory was not committed by a report, so there are no digests to compare with"
             return [Damage(layout.MANIFEST, reason, is_certain=False)]
-        return find_damage(self._store, "", manifest) + find_unchecked(manifest)
+        without_digest = sum(file.kind == "file" and file.digest is None for file in manifest.files)
+        if without_digest:
+            _log.warning(
+                "%s: only the sizes of %d of %d files were compared, as they were registered in place without a digest",
+                self.path, without_digest, len(manifest.files),
+            )  # fmt: skip
+        return find_damage(self._store, "", manifest) + find_unknown(manifest)
 
     def get_metadata(self) -> dict[str, Any]:
         """The user's metadata; empty if none was set.

@@ -303,7 +303,7 @@ class Fit:
         return Checkpoint._from_store(self._store.child(name), filesystem=self._filesystem)
 
     def _conclude(self, outcome: Outcome, value: Any, checkpoints: list[CommittedCheckpoint]) -> Result:
-        error = self._error_of(outcome)
+        error = self._error_of(outcome, checkpoints)
         metrics = decode_metrics(outcome.metrics) if outcome.metrics is not None else None
         result: Result | None = None
         try:
@@ -326,10 +326,12 @@ class Fit:
             return result
         if isinstance(error, WorkerGroupError | ControllerError | TrainingInterrupted):
             error.result = result
-        self._progress.finished(f"ended: {str(error).splitlines()[0]}; {self._store.url}")
+        # Why the last attempt failed has been said, and the error says it again.
+        told = _attempts(outcome) if isinstance(error, WorkerGroupError) else str(error).splitlines()[0]
+        self._progress.finished(f"ended: {told}; {self._store.url}")
         raise error
 
-    def _error_of(self, outcome: Outcome) -> BaseException | None:
+    def _error_of(self, outcome: Outcome, checkpoints: list[CommittedCheckpoint]) -> BaseException | None:
         if outcome.signum is not None:
             return TrainingInterrupted(
                 f"run {self._name!r} was stopped by {signal_name(outcome.signum)}; what was committed is kept, fit() again "
@@ -346,17 +348,21 @@ class Fit:
             error.__cause__ = failure
             return error
         if outcome.failures:
-            times = f"{outcome.attempts} attempt" + ("s" if outcome.attempts > 1 else "")
+            kept = f"The latest checkpoint is {checkpoints[-1].name}" if checkpoints else "There is no checkpoint"
             group_error = WorkerGroupError(
-                f"run {self._name!r} failed after {times} (FailureConfig.max_failures="
+                f"run {self._name!r} {_attempts(outcome)} (FailureConfig.max_failures="
                 f"{self._config.failure_config.max_failures}): {summarise(outcome.failures)}. "
-                f"The workers' output is kept in {self._store.url}/{LOGS}",
+                f"{kept}; the workers' output is kept in {self._store.url}/{LOGS}",
                 outcome.failures,
             )
             # A person who lets it end the script sees the worker's own traceback first.
             group_error.__cause__ = outcome.failures[min(outcome.failures)]
             return group_error
         return None
+
+
+def _attempts(outcome: Outcome) -> str:
+    return f"failed after {outcome.attempts} attempt" + ("s" if outcome.attempts > 1 else "")
 
 
 def _as_text(trainer: DataParallelTrainer) -> dict[str, str]:

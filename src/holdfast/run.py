@@ -124,9 +124,13 @@ class Run:
         return table(self._reader.lines(), all_ranks=ranks == "all")
 
     def verify(self) -> dict[str, list[str]]:
-        """Reads every checkpoint and compares it with its manifest: what is wrong, by name; empty lists if nothing.
+        """Reads every checkpoint and compares it with its manifest.
 
-        Of a run of Ray Train's, which has no digests, each list says so: that nothing is wrong can be said of none.
+        Files that were registered in place in a bucket have no digest: of them the size alone is compared, and a warning says so.
+
+        Returns:
+            What is wrong, by the checkpoint's name; empty if nothing is. Of a run of Ray Train's, which has no digests, each checkpoint
+            is named and says so: that nothing is wrong can be said of none.
         """
         found = self._reader.catalog()
         problems = {name: [reason] for name, reason in found.damaged.items()}
@@ -134,8 +138,8 @@ class Run:
             if self._reader.without_digests is not None:
                 problems[checkpoint.name] = [self._reader.without_digests]
                 continue
-            damages = self._checkpoint(checkpoint.name).verify()
-            problems[checkpoint.name] = [str(damage) for damage in damages]
+            if damages := self._checkpoint(checkpoint.name).verify():
+                problems[checkpoint.name] = [str(damage) for damage in damages]
         return problems
 
     @property

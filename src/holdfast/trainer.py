@@ -79,16 +79,7 @@ class DataParallelTrainer:
         takes_config(train_loop_per_worker, "train_loop_per_worker")  # raises where it takes more
         if train_loop_config is not None and not isinstance(train_loop_config, dict):
             raise ConfigurationError(f"train_loop_config must be a dict, not {type(train_loop_config).__name__}")
-        if datasets or dataset_config is not None:
-            raise ConfigurationError(
-                "datasets= and dataset_config= belong to Ray Data and are not taken here; load the data inside the function, "
-                "or pass where it lies by train_loop_config"
-            )
-        if resume_from_checkpoint is not None:
-            raise ConfigurationError(
-                "resume_from_checkpoint= is not taken: fit() with the same RunConfig.name and storage_path goes on by itself, and "
-                "resume_from= begins with a checkpoint of somewhere else"
-            )
+        _refuse_others(datasets, dataset_config, resume_from_checkpoint)
         for value, kind, name in (
             (scaling_config, ScalingConfig, "scaling_config"),
             (run_config, RunConfig, "run_config"),
@@ -107,14 +98,7 @@ class DataParallelTrainer:
         self.validation_config = validation_config
         self.metadata = dict(metadata or {})
         self.resume_from = resume_from
-        place = self.run_config
-        if place.storage_path is not None:
-            check_place(place.storage_path, place.storage_filesystem, place.storage_options)
-        for callback in self.run_config.callbacks or ():
-            if not isinstance(callback, UserCallback):
-                raise ConfigurationError(
-                    f"RunConfig.callbacks: {callback!r} does not derive from holdfast.UserCallback"
-                )
+        _check_run(self.run_config)
 
     def fit(self) -> Result:
         """Runs the function to its end, through failures, and returns what came of it.
@@ -180,6 +164,29 @@ def _check_plain(function: Callable[..., Any]) -> None:
                 f"train_loop_per_worker {getattr(plain, '__qualname__', plain)!r} is {what} would be called without being "
                 "run; pass a plain function (with asyncio.run(...) or a loop over it inside)"
             )
+
+
+def _refuse_others(datasets: object, dataset_config: object, resume_from_checkpoint: object) -> None:
+    """Arguments that Ray Train's trainers take: each says what to do here instead."""
+    if datasets or dataset_config is not None:
+        raise ConfigurationError(
+            "datasets= and dataset_config= belong to Ray Data and are not taken here; load the data inside the function, "
+            "or pass where it lies by train_loop_config"
+        )
+    if resume_from_checkpoint is not None:
+        raise ConfigurationError(
+            "resume_from_checkpoint= is not taken: fit() with the same RunConfig.name and storage_path goes on by itself, and "
+            "resume_from= begins with a checkpoint of somewhere else"
+        )
+
+
+def _check_run(config: RunConfig) -> None:
+    """What the config itself cannot look at, for it knows no stores and no callbacks."""
+    if config.storage_path is not None:
+        check_place(config.storage_path, config.storage_filesystem, config.storage_options)
+    for callback in config.callbacks or ():
+        if not isinstance(callback, UserCallback):
+            raise ConfigurationError(f"RunConfig.callbacks: {callback!r} does not derive from holdfast.UserCallback")
 
 
 def _generated_name(function: Callable[..., Any]) -> str:

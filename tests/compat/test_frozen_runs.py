@@ -44,7 +44,7 @@ def test_it_opens_and_says_what_it_said(run: Path) -> None:
 
 
 def test_it_verifies_and_damage_in_it_is_found(run: Path) -> None:
-    assert Run(run).verify() == {"checkpoint_000002": [], "checkpoint_000005": []}
+    assert Run(run).verify() == {}
     (run / "checkpoint_000005" / "an odd%20name").write_bytes(b"y")
     assert len(Run(run).verify()["checkpoint_000005"]) == 1
 
@@ -69,7 +69,7 @@ def test_a_driver_of_today_resumes_it_and_keeps_its_best(run: Path, tmp_path) ->
 
 
 def test_a_large_file_is_compared_part_by_part(run_2: Path, tmp_path) -> None:
-    assert Run(run_2).verify() == {"checkpoint_000001": []}
+    assert Run(run_2).verify() == {}
     checkpoint = Result.from_path(run_2).checkpoint
     copy = checkpoint.to_directory(tmp_path / "copy")
     assert Path(copy, "weights.bin").read_bytes() == make_v2.weights()
@@ -85,4 +85,4 @@ def test_a_driver_of_today_goes_on_with_version_2(run_2: Path, tmp_path) -> None
     assert writer.latest_valid().name == "checkpoint_000001"
     report(writer, tmp_path, {"weights.bin": make_v2.weights()})
     writer.close()
-    assert Run(run_2).verify() == {"checkpoint_000001": [], "checkpoint_000002": []}
+    assert Run(run_2).verify() == {}

@@ -6,15 +6,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from support.s3_server import KEYS, S3Server
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONTINUES = "<!-- continues -->"
+# It uses the bucket named so, by what the environment says of the server.
+IN_A_BUCKET = "<!-- in a bucket -->"
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#(?P<anchor>[^)]+))?\)")
 
@@ -26,6 +30,7 @@ class Block:
     language: str
     body: str
     continues: bool
+    in_a_bucket: bool
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -36,26 +41,39 @@ def blocks(page: Path) -> Iterator[Block]:
     for found in FENCE.finditer(text):
         before = text[: found.start()].rstrip().rpartition("\n")[2]
         line = text.count("\n", 0, found.start()) + 1
-        yield Block(page, line, found["language"], found["body"], before == CONTINUES)
+        yield Block(page, line, found["language"], found["body"], before == CONTINUES, before == IN_A_BUCKET)
 
 
-def programs() -> Iterator[tuple[Block, str]]:
+def programs(*, in_a_bucket: bool) -> Iterator[tuple[Block, str]]:
     """Each python block with those that it builds on."""
     for page in PAGES:
         source = ""
         for block in blocks(page):
-            if block.language == "python":
+            if block.language == "python" and block.in_a_bucket is in_a_bucket:
                 source = f"{source}\n{block.body}" if block.continues else block.body
                 yield block, source
 
 
-PROGRAMS = list(programs())
+PROGRAMS = list(programs(in_a_bucket=False))
 
 
 @pytest.mark.parametrize("source", [pytest.param(source, id=str(block)) for block, source in PROGRAMS])
 def test_examples_run(source: str, tmp_path: Path) -> None:
     if re.search(r"^(import|from) (torch|holdfast\.torch)", source, re.MULTILINE):
         pytest.importorskip("torch", reason="torch is not installed: pip install holdfast[torch]")
+    check_runs(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source", [pytest.param(source, id=str(block)) for block, source in programs(in_a_bucket=True)]
+)
+def test_examples_run_in_a_bucket(source: str, tmp_path: Path, server: S3Server) -> None:
+    server.make_bucket("bucket")
+    endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}", "AWS_ALLOW_HTTP": "true"}
+    check_runs(source, tmp_path, {**KEYS, **endpoint})
+
+
+def check_runs(source: str, tmp_path: Path, environment: Mapping[str, str] | None = None) -> None:
     # A script, not `-c`: users' functions have a file, and a function without one is a case of its own.
     script = tmp_path / "example.py"
     script.write_text(source)
@@ -63,7 +81,7 @@ def test_examples_run(source: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=tmp_path,
-        env={**os.environ, **home},
+        env={**os.environ, **home, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=100,

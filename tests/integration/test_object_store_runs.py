@@ -79,6 +79,8 @@ def test_a_job_comes_back_from_a_bucket_after_a_kill_and_on_another_day(server, 
         entry.key: open_store(url).read(entry.key)
         for entry in open_store(url).list("run/.holdfast/logs", recursive=True)
     }
+    told = logs.pop("run/.holdfast/logs/attempt_000001/rank_00001.log.end")
+    assert told == b"holdfast.errors.WorkerDiedError: rank 1 was killed by SIGKILL\n"
     assert len(logs) == 6  # of three attempts, two ranks each
     assert logs["run/.holdfast/logs/attempt_000003/rank_00001.log"] == b"at step 5\nat step 6\n"
 
@@ -206,7 +208,7 @@ def stores_by_itself(config):
         assert sorted(path.name for path in Path(directory, "copied").iterdir()) == ["0.bin", "1.bin"]
 
 
-def test_checkpoints_that_a_user_has_stored_are_registered(server):
+def test_checkpoints_that_a_user_has_stored_are_registered(server, caplog):
     url = server.url(server.make_bucket(), "exp")
     trainer = DataParallelTrainer(
         stores_by_itself,
@@ -222,6 +224,9 @@ def test_checkpoints_that_a_user_has_stored_are_registered(server):
     with first.checkpoint.as_directory() as directory:
         assert Path(directory, "shards", "1.bin").read_bytes() == b"x" * 11
     # Sizes are known, digests are not.
+    assert not run.verify()
+    assert "only the sizes of 2 of 2 files were compared" in caplog.text
+    assert [file.digest for file in first.checkpoint.files()] == [None, None]
     open_store(url.replace("/exp?", "/exp/run/mine?")).write("shards/1.bin", b"x")
     assert "bytes instead of 11" in str(run.verify()["mine"])
 

@@ -12,9 +12,10 @@ import pytest
 import holdfast as train
 from holdfast import Checkpoint, CheckpointUploadMode, DataParallelTrainer, RunConfig, ScalingConfig
 from holdfast.errors import StorageAccessError, StorageUnavailableError
+from holdfast.stores import open_store
 from support.s3_proxy import Fault, Proxy
 from support.s3_server import S3Server
-from support.waiting import await_file
+from support.waiting import await_file, wait_until
 
 # Longer than eight quick tries with growing pauses take, with some luck.
 AWAY_S = 15.0
@@ -68,3 +69,24 @@ def test_a_server_that_answers_without_tls_is_told_of(server: S3Server, keys: No
     url = f"s3://bucket/run?endpoint_override=https://127.0.0.1:{server.port}"
     with pytest.raises(StorageAccessError, match="answers without TLS; write its address as http://"):
         _ = train.Run(url).checkpoints
+
+
+def test_a_server_that_says_nothing_is_told_of_long_before_it_is_given_up(
+    server: S3Server, proxy: Proxy, bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = server.url(bucket, "run", port=proxy.port, request_timeout="10")
+    open_store(server.url(bucket, "run")).write(".holdfast/run.json", b"{}")
+    proxy.fail(Fault(times=-1, stalls=True))
+
+    def heal_once_told() -> None:
+        wait_until(lambda: "has said nothing for" in caplog.text, "the silence is told of")
+        proxy.heal()
+
+    healing = threading.Thread(target=heal_once_told)
+    healing.start()
+    try:
+        assert train.Run(url).name == "run"
+    finally:
+        healing.join()
+    assert f"s3://{bucket}: http://127.0.0.1:{proxy.port} has said nothing for" in caplog.text
+    assert "check the endpoint and the network" in caplog.text

@@ -122,3 +122,24 @@ def test_a_late_end_of_a_dead_drivers_upload_makes_nothing(server: S3Server, pro
     (checkpoint,) = train.Run(server.url(bucket, "exp/run")).checkpoints
     assert checkpoint.metrics == {"driver": 2}
     assert checkpoint.checkpoint.verify() == []
+
+
+def test_the_line_of_a_report_that_a_killed_driver_had_no_time_to_log_is_there_once(
+    server: S3Server, proxy: Proxy
+) -> None:
+    bucket = server.make_bucket()
+    url = server.url(bucket, "exp", port=proxy.port)
+    late = threading.Event()
+    # It comes after the commit.
+    line = proxy.fail(Fault("PUT", "/metrics/", waits_for=late))
+    kill_while_it_asks(url, "", SMALL, lambda: proxy.count("PUT", "/metrics/") == 1)
+    second_driver(url, "", SMALL)
+
+    def logged() -> list[tuple[int, int, object]]:
+        reports = train.Run(server.url(bucket, "exp/run")).reports()
+        return [(each["report"], each["attempt"], each["metrics"]) for each in reports]
+
+    assert logged() == [(1, 1, {"driver": 1}), (2, 2, {"driver": 2})]
+    late.set()
+    assert line.passed_on.wait(LIMIT_S)
+    assert logged() == [(1, 1, {"driver": 1}), (2, 2, {"driver": 2})]

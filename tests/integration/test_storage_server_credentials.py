@@ -73,3 +73,19 @@ def test_a_profile_that_is_given_wins_over_keys_of_the_environment(ceph, monkeyp
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEYS["AWS_ACCESS_KEY_ID"])
     monkeypatch.setenv("AWS_PROFILE", "theirs")
     open_store(ceph.url(bucket, "run")).prepare()
+
+
+def test_a_bucket_that_is_not_public_says_so_to_who_has_no_credentials(object_server):
+    url = object_server.url(object_server.make_bucket(), "run")
+    open_store(url).write("there", b"1")
+    anonymous = open_store(f"{url}&anonymous=true")
+    for call in (
+        lambda: list(anonymous.list()),
+        lambda: anonymous.exists("there"),
+        lambda: anonymous.read("there"),
+        anonymous.prepare,
+    ):
+        with pytest.raises(
+            StorageAccessError, match=r"anonymous=true sends no credentials.*; leave it out, and set [A-Z_]+"
+        ):
+            call()

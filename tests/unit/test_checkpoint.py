@@ -251,3 +251,16 @@ def test_a_remote_directory_without_a_manifest_is_read_as_it_is(
     with pytest.raises(StoreNotFoundError, match="no checkpoint at"):
         with Checkpoint._from_store(store.child("nothing")).as_directory():
             pass
+
+
+def test_a_url_is_no_directory_of_this_machine(tmp_path, monkeypatch) -> None:
+    with pytest.raises(
+        CheckpointSourceError, match=r"it is a URL.*write Checkpoint\('s3://bucket/run/mine'\)"
+    ) as caught:
+        Checkpoint.from_directory("s3://bucket/run/mine?secret_key=THESECRET")
+    assert "THESECRET" not in str(caught.value)
+    monkeypatch.chdir(tmp_path)
+    cut = Path("s3://bucket/run/mine")
+    cut.mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match="was a URL once"):
+        Checkpoint.from_directory(cut)

@@ -102,11 +102,11 @@ def test_without_pandas_the_remedy_is_named(tmp_path, monkeypatch) -> None:
 def test_verify_names_what_is_wrong_and_where(tmp_path) -> None:
     _fill(tmp_path / "run", tmp_path)
     run = Run(tmp_path / "run")
-    assert run.verify() == {"checkpoint_000002": [], "checkpoint_000003": [], "checkpoint_000004": []}
+    assert not run.verify()
     (tmp_path / "run" / "checkpoint_000003" / "f").write_bytes(b"2.000001")
     (tmp_path / "run" / "checkpoint_000004" / layout.MANIFEST).write_bytes(b"junk")
     problems = run.verify()
-    assert problems["checkpoint_000002"] == []
+    assert set(problems) == {"checkpoint_000003", "checkpoint_000004"}
     assert problems["checkpoint_000003"][0].startswith("f: ")
     assert "checkpoint_000004" in problems["checkpoint_000004"][0]
 

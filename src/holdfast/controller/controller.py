@@ -13,10 +13,12 @@ import msgspec
 from holdfast.checks import nearest
 from holdfast.controller.attempt import Attempt
 from holdfast.controller.callbacks import RunContext, UserCallback, call_all
-from holdfast.controller.failure import signal_name, summarise
+from holdfast.controller.failure import in_full, signal_name, summarise
 from holdfast.controller.limits import Limits
 from holdfast.errors import DamagedCheckpointError, StorageError, TrainingInterrupted, WorkerDiedError, WorkerStartError
 from holdfast.metrics import decode_metrics, flatten, score_of
+from holdfast.persistence import layout
+from holdfast.persistence.logs import append_text
 from holdfast.persistence.right_of_way import never_preempting
 from holdfast.worker import protocol
 from holdfast.worker.shipping import pack_checkpoint
@@ -309,6 +311,13 @@ class Controller:
             self._attempt.validation_settled()
 
     def _tell_failure(self, attempt: int, failures: dict[int, BaseException], restart: bool) -> None:
+        """In full in the run's logs, and for a person where nothing is raised: the first, if a summary does not say it all."""
+        for rank, error in failures.items():
+            self._writer.submit(append_text, self._writer.store, layout.log_key(attempt, rank), in_full(error))
+        if restart and not any(isinstance(error, WorkerDiedError) for error in failures.values()):
+            first = min(failures)
+            for line in in_full(failures[first]).splitlines():
+                self._observer.worker_line(first, line, is_stderr=True)
         self._observer.failed(attempt, summarise(failures), restart)
         context = self._context(attempt)
         call_all(self._callbacks, lambda callback: callback.after_exception(context, failures))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import traceback
 from collections.abc import Mapping
 
 import cloudpickle
 
 from holdfast.controller.group import Exit
+from holdfast.controller.meetings import ranks_text
 from holdfast.errors import HoldfastError, WorkerDiedError
 from holdfast.worker import protocol
 
@@ -22,7 +24,7 @@ class WorkerError(HoldfastError):
 
 
 def from_failed(rank: int, failed: protocol.Failed) -> BaseException:
-    """The worker's own exception, with its traceback as a note."""
+    """The worker's own exception, with its traceback as a note; what it says is not said by the note again."""
     error: BaseException | None = None
     if failed.exception is not None:
         try:
@@ -33,8 +35,14 @@ def from_failed(rank: int, failed: protocol.Failed) -> BaseException:
             error = loaded if isinstance(loaded, BaseException) else None
     if error is None:
         error = WorkerError(failed.summary)
-    error.add_note(f"on rank {rank}:\n{failed.traceback}")
+    stack = failed.traceback.removesuffix("".join(traceback.format_exception_only(error)))
+    error.add_note(f"on rank {rank}:\n{stack.rstrip()}")
     return error
+
+
+def in_full(error: BaseException) -> str:
+    """All that is known of an error, as Python shows it where it ends a program."""
+    return "".join(traceback.format_exception(error))
 
 
 def from_exit(rank: int, ended: Exit) -> WorkerDiedError:
@@ -55,14 +63,22 @@ def signal_name(signum: int) -> str:
 
 
 def summarise(failures: Mapping[int, BaseException]) -> str:
-    """The first line of each rank's error: first the ranks that died, which the errors of others mostly follow from."""
-    lines = []
+    """The first line of each error: first of the ranks that died, which the errors of others mostly follow from.
+
+    What several ranks say alike is said once.
+    """
+    said: dict[str, list[int]] = {}
     for rank, error in sorted(failures.items(), key=lambda item: (not isinstance(item[1], WorkerDiedError), item[0])):
         text = str(error).splitlines()[0] if str(error) else ""
-        if isinstance(error, WorkerDiedError):
+        if not isinstance(error, WorkerDiedError):
+            text = f"{type(error).__name__}: {text}"
+        said.setdefault(text, []).append(rank)
+    lines = []
+    for text, ranks in said.items():
+        if isinstance(failures[ranks[0]], WorkerDiedError):
             lines.append(text)
             continue
         if lines and len(text) > _FOLLOWING_CHARACTERS:
             text = f"{text[:_FOLLOWING_CHARACTERS]}…"
-        lines.append(f"rank {rank}: {type(error).__name__}: {text}")
+        lines.append(f"{ranks_text(ranks)}: {text}")
     return "; ".join(lines)

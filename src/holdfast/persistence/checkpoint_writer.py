@@ -211,15 +211,11 @@ class CheckpointWriter:
                 metrics=msgspec.Raw(metrics),
                 files=merge_receipts(receipts),
             )
+            metadata = merge_metadata(receipts)
             self._check_keys()
             self._check_adopted()
-            metadata = merge_metadata(receipts)
             if not manifest.files and metadata is None:
-                place = f" at {self._store.url}/{self.name}, where it was registered" if self._in_place else ""
-                raise EmptyCheckpointError(
-                    f"checkpoint {self.name!r} of report {self.report} has no file{place}; write something into the directory "
-                    "on at least one rank, or report without a checkpoint"
-                )
+                raise self._empty()
 
             def step() -> CommittedCheckpoint:
                 self._owner.check_lease()
@@ -325,6 +321,13 @@ class CheckpointWriter:
                 "use the same mode on every rank of a report"
             )
         self._in_place = in_place
+
+    def _empty(self) -> EmptyCheckpointError:
+        place = f" at {self._store.url}/{self.name}, where it was registered" if self._in_place else ""
+        return EmptyCheckpointError(
+            f"checkpoint {self.name!r} of report {self.report} has no file{place}; write something into the directory "
+            "on at least one rank, or report without a checkpoint"
+        )
 
     def _check_keys(self) -> None:
         """What lay at a file's key already is another rank's, which the merge has compared, or nobody knows whose.

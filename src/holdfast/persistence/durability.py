@@ -61,21 +61,22 @@ class Durability:
         records: Sequence[str] = (),
         on_durable: Callable[[CommittedCheckpoint], None],
         on_kept: OnKept,
-        check_lease: Callable[[], None] = lambda: None,
+        before_deletion: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts nothing yet; the thread comes with the first work.
 
         Args:
             records: Keys of records that are flushed before any checkpoint.
             on_durable: Told of each checkpoint that is on disk.
-            check_lease: Raises `RunInUseError` where another driver has the run now: then nothing is deleted.
             on_kept: Told of what is not deleted after all, because what was to outlive it could not be flushed.
+            before_deletion: Called before each; nothing is deleted where it raises `StorageError`, or `RunInUseError`
+                because another driver has the run now.
         """
         self._store = store
         self._notes = notes
         self._records: Sequence[str] = records if not store.capabilities.durable_writes else ()
         self._on_durable = on_durable
-        self._check_lease = check_lease
+        self._before_deletion = before_deletion
         self._in_hurry = False
         self._on_kept = on_kept
         self._flushes = not store.capabilities.durable_writes
@@ -334,7 +335,7 @@ class Durability:
     def _delete(self, old: CommittedCheckpoint) -> StorageError | RunInUseError | None:
         try:
             # The new driver may have taken over the very checkpoint that this one has no use for.
-            self._check_lease()
+            self._before_deletion()
             delete_checkpoint(self._store, old.name, old.id)
         except (StorageError, RunInUseError) as error:
             return error

@@ -170,11 +170,20 @@ def read_lines(store: Store, epochs: Mapping[int, EpochRecord]) -> Iterator[Repo
     """Every report of a run, across drivers and attempts, in the order in which they were made.
 
     A driver may merge segments meanwhile (`segments`). So a line that is there twice comes once, and where a segment is gone that was
-    listed, its attempt is listed again.
+    listed, its attempt is listed again. A driver that was stalled may write its last lines after the next one has done so for it
+    (`lost_lines`): they, too, come once.
 
     Args:
         epochs: The run's epoch records: they tell what a replaced driver wrote after its time.
     """
+    newest = 0
+    for line in _read_lives(store, epochs):
+        if line.report > newest:
+            newest = line.report
+            yield line
+
+
+def _read_lives(store: Store, epochs: Mapping[int, EpochRecord]) -> Iterator[ReportLine]:
     lost: set[str] = set()
     begin: _Life | None = (0, 0)
     while begin is not None:

@@ -73,19 +73,17 @@ def find_damage(
     return [Damage(path, reason) for path, reason in checks.items() if reason is not None]
 
 
-def find_unchecked(manifest: Manifest) -> list[Damage]:
-    """The files that verification can say nothing of, as they have no digest, or one of an unknown algorithm."""
-    unchecked = []
-    for file in manifest.files:
-        if file.kind != "file":
-            continue
-        if file.digest is None:
-            unchecked.append(Damage(file.path, "not compared: it was registered without a digest", is_certain=False))
-        elif not is_known(file.digest):
-            algorithm = file.digest.partition(":")[0]
-            reason = f"not compared: this version does not know the digest {algorithm!r}"
-            unchecked.append(Damage(file.path, reason, is_certain=False))
-    return unchecked
+def find_unknown(manifest: Manifest) -> list[Damage]:
+    """The files that verification can say nothing of here, as their digest is of an algorithm that is not known."""
+    return [
+        Damage(
+            file.path,
+            f"not compared: this version does not know the digest {file.digest.partition(':')[0]!r}",
+            is_certain=False,
+        )
+        for file in manifest.files
+        if file.kind == "file" and file.digest is not None and not is_known(file.digest)
+    ]
 
 
 def select(files: Sequence[StoredFile], include: Sequence[str] | None) -> Sequence[StoredFile]:

@@ -21,6 +21,7 @@ from holdfast.persistence.finding import refuse_foreign
 from holdfast.persistence.kept import Keeper
 from holdfast.persistence.ledger import Ledger
 from holdfast.persistence.litter import Litter
+from holdfast.persistence.lost_lines import lost_lines
 from holdfast.persistence.notes import NoteKeeper
 from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
 from holdfast.persistence.predecessor import Predecessor, Traces, predecessor_of
@@ -103,7 +104,7 @@ class RunWriter:
             records=[layout.RUN_RECORD, layout.epoch_key(self.epoch)],
             on_durable=self._ledger.mark_durable,
             on_kept=self._kept,
-            check_lease=self._lease.check,
+            before_deletion=self._prepare_deletion,
         )
         self.validations = ValidationRecords(self._ledger, self._notes, self._durability, store, self.submit)
         self._durability.begin([checkpoint for checkpoint in found.checkpoints if not checkpoint.durable])
@@ -158,12 +159,17 @@ class RunWriter:
             writer = cls(
                 store, held, name=name, run_id=run_id, policy=policy, strict=strict, keeper=keeper, staging=staging
             )
+            # Dying between two of these lines leaves those that are missing to the next driver.
+            for line in lost_lines(store, held.survey.catalog):
+                writer._append(line)
             undo.pop_all()
             return writer
 
     def begin_attempt(self, attempt: int) -> None:
         """Opens the log of a new life of the worker group, and removes what the last one left half written."""
         self._remove_staging()
+        if attempt == self._attempt:
+            return
         self._log.close()
         self._attempt = attempt
         self._log = metrics_log.MetricsLog(self.store, self.epoch, attempt)
@@ -179,9 +185,7 @@ class RunWriter:
             metrics: Rank 0's, as stored JSON.
             other_ranks: Those of ranks 1, 2, … where one of them reported other metrics than rank 0.
         """
-        line = metrics_log.encode_line(report, self._attempt, time.time(), checkpoint, metrics, other_ranks)
-        # An append that fails is taken back, so it may be repeated; not for long, for the controller waits here.
-        retried(lambda: self._log.append(line), "Writing a report to the metrics log", _LOG_RETRY)
+        self._append(metrics_log.encode_line(report, self._attempt, time.time(), checkpoint, metrics, other_ranks))
 
     def is_free(self, name: str) -> bool:
         """Whether no checkpoint of that name is kept, or on its way."""
@@ -355,6 +359,15 @@ class RunWriter:
         doomed = self._ledger.add(checkpoint)
         self._on_their_way.discard(checkpoint.name)
         self._durability.committed(checkpoint, files, doomed)
+
+    def _append(self, line: bytes) -> None:
+        # An append that fails is taken back, so it may be repeated; not for long, for the controller waits here.
+        retried(lambda: self._log.append(line), "Writing a report to the metrics log", _LOG_RETRY)
+
+    def _prepare_deletion(self) -> None:
+        # A line that waits in memory can be told from the manifest of its checkpoint, so the line goes first.
+        self._log.flush()
+        self._lease.check()
 
     def _predecessor(
         self, manifest: Manifest, fingerprint: Fingerprint | None, traces: Traces | None

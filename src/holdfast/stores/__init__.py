@@ -29,7 +29,7 @@ def check_place(path: str | os.PathLike[str], filesystem: Any = None, options: M
     Raises:
         ConfigurationError: As `open_store`.
     """
-    found = _SCHEME.match(_checked(path))
+    found = _SCHEME.match(checked_path(path))
     if filesystem is None and (found is None or found[1].lower() in (*SCHEMES, *_LOCAL)):
         open_store(path, None, options)
 
@@ -47,7 +47,7 @@ def open_store(path: str | os.PathLike[str], filesystem: Any = None, options: Ma
     Raises:
         ConfigurationError: The path is of a kind that this version cannot store on, an option is not known, or a package is missing.
     """
-    text = _checked(path)
+    text = checked_path(path)
     if options is not None and not isinstance(options, Mapping):
         raise ConfigurationError(f"storage_options must be a dict of names to values, not {type(options).__name__}")
     if filesystem is not None:
@@ -93,7 +93,12 @@ def _open_in(filesystem: Any, text: str, options: Mapping[str, Any] | None) -> S
     return FsspecStore(text, filesystem)
 
 
-def _checked(path: str | os.PathLike[str]) -> str:
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """A path or URL as a text.
+
+    Raises:
+        ConfigurationError: It can be neither.
+    """
     if isinstance(path, bytes) or not isinstance(path, (str, os.PathLike)):
         raise ConfigurationError(f"A storage path must be a text or a Path, not {type(path).__name__}: {path!r}")
     text = os.fspath(path)

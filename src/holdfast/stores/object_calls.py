@@ -11,27 +11,26 @@ takes it for a commit.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import enum
-import os
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 from holdfast.stores.object_gate import Gate, OpenGate
+from holdfast.stores.object_loop import process
 
 _T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 # Once the end is to come at once: for all that is on its way, and then for each request that the end still needs.
 _LAST_S = 3.0
 _EACH_S = 1.0
-_STOP_S = 1.0
 _TELL_AFTER_S = 4.0
+_LOOK_EVERY_S = 2.0
 FIRST_RETRIES = 8
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
@@ -70,7 +69,8 @@ class Calls:
         gate: Who lets them through.
         judge: What becomes of an error.
         patience: How long they are sent again. One that never answered is given up after a few times: it is not away, but wrong.
-        tell: Told, on the loop, why a request is sent again that has not been answered for some seconds, and for how many.
+        tell: Told, on the loop, for how many seconds a request has not been answered, and why it is sent again; None where the server
+            has said nothing at all.
 
     Attributes:
         has_answered: Whether any request had its answer.
@@ -81,7 +81,7 @@ class Calls:
         gate: Gate,
         judge: Callable[[BaseException], Judgement],
         patience: Patience,
-        tell: Callable[[BaseException, float], None],
+        tell: Callable[[BaseException | None, float], None],
     ) -> None:
         self.gate = gate
         self._open_gate = OpenGate(gate)
@@ -93,21 +93,25 @@ class Calls:
         self._open: set[_Call[Any]] = set()
         self._begun: deque[_Call[Any]] = deque()
         self._told: asyncio.AbstractEventLoop | None = None
+        self._watches = False
 
-    def begin(self, request: Callable[[], Awaitable[_T]], *, once: bool = False, bulk: bool = False) -> Future[_T]:
+    def begin(
+        self, request: Callable[[], Awaitable[_T]], *, once: bool = False, bulk: bool = False, slow: bool = False
+    ) -> Future[_T]:
         """Begins a request; cancelling the future breaks it off.
 
         Args:
             request: Called on the loop, again for each try; what it awaits may take long, what it does may not.
             once: It is not tried again here.
             bulk: It goes through the gate. Records, signs of life above all, never wait for files.
+            slow: It may take long though all is well, as those of files may.
         """
         future: Future[_T] = Future()
         gate = self.gate if bulk else self._open_gate
         retries = self.patience.retries if self.has_answered else min(self.patience.retries, FIRST_RETRIES)
-        self._begun.append(_Call(self, gate, request, 0 if once else retries, future))
+        self._begun.append(_Call(self, gate, request, 0 if once else retries, future, is_slow=bulk or slow))
         # Waking the loop costs more than the rest of this: once for all that begin before it has come to them.
-        loop = _process.loop()
+        loop = process.loop()
         if self._told is not loop:
             try:
                 self._told = loop
@@ -135,7 +139,7 @@ class Calls:
         if self._until_s is not None:  # said twice, it gives nobody more time
             return
         self._until_s = time.monotonic() + _LAST_S
-        loop = _process.running
+        loop = process.running
         if loop is not None:
             loop.call_soon_threadsafe(self._shorten, loop)
 
@@ -153,11 +157,26 @@ class Calls:
     def opened(self, call: _Call[Any]) -> float | None:
         """A call has begun; the seconds that it has, or None for as many as it takes."""
         self._open.add(call)
+        if not self._watches:
+            self._watch()
         return None if self._until_s is None else max(_EACH_S, self._until_s - time.monotonic())
 
     def closed(self, call: _Call[Any]) -> None:
         """A call is over."""
         self._open.discard(call)
+
+    def _watch(self) -> None:
+        self._watches = True
+        asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        """One timer for all: one for each request would cost more than most requests."""
+        silent_s = max((call.silent_s() for call in self._open), default=0.0)
+        if silent_s > _TELL_AFTER_S:
+            self._tell(None, silent_s)
+        self._watches = False
+        if self._open:
+            self._watch()
 
     def _begin_all(self) -> None:
         # In this order: who finds that the loop was told has put its call where the lines below find it.
@@ -182,6 +201,7 @@ class _Call(Generic[_T]):
         "_entered_s",
         "_future",
         "_gate",
+        "_is_slow",
         "_pause_s",
         "_request",
         "_retries",
@@ -196,6 +216,8 @@ class _Call(Generic[_T]):
         request: Callable[[], Awaitable[_T]],
         retries: int,
         future: Future[_T],
+        *,
+        is_slow: bool,
     ) -> None:
         # None when it is over: it refers to this in its turn, and nothing is to wait for the collector.
         self._future: Future[_T] | None = future
@@ -203,6 +225,7 @@ class _Call(Generic[_T]):
         self._gate = gate
         self._request = request
         self._retries = retries
+        self._is_slow = is_slow
         self._running: asyncio.Future[_T] | None = None
         self._began_s = self._entered_s = self._sent_s = 0.0
         self._pause_s = FIRST_PAUSE_S
@@ -220,6 +243,10 @@ class _Call(Generic[_T]):
         """Its time is over."""
         if self._future is not None:
             self._end(error=BrokenOffError())
+
+    def silent_s(self) -> float:
+        """How long the server has owed an answer that takes no time."""
+        return 0.0 if self._is_slow or self._running is None else time.monotonic() - self._sent_s
 
     def _enter(self) -> None:
         self._entered_s = time.monotonic()
@@ -286,62 +313,9 @@ class _Call(Generic[_T]):
                 future.set_result(result)
 
     def _let_go(self, future: Future[_T]) -> None:
-        if future.cancelled() and (loop := _process.running) is not None:
+        if future.cancelled() and (loop := process.running) is not None:
             loop.call_soon_threadsafe(self._give_up)
 
     def _give_up(self) -> None:
         if self._future is not None:
             self._end()
-
-
-class _Process:
-    """The loop of this process, and its thread: made at first use."""
-
-    def __init__(self) -> None:
-        self.running: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._left_behind: asyncio.AbstractEventLoop | None = None
-
-    def loop(self) -> asyncio.AbstractEventLoop:
-        found = self.running
-        if found is not None:
-            return found
-        with self._lock:
-            if self.running is None:
-                loop = asyncio.new_event_loop()
-                # A daemon, so that a process whose main thread is done need not wait for a server.
-                self._thread = threading.Thread(target=self._serve, args=(loop,), name="holdfast-requests", daemon=True)
-                self._thread.start()
-                self.running = loop
-            return self.running
-
-    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_forever()
-        loop.close()
-
-    def stop(self) -> None:
-        """Ends the thread, for an interpreter that is about to end must not find it in the middle of something."""
-        loop, thread, self.running = self.running, self._thread, None
-        if loop is not None and thread is not None and thread.is_alive():
-            loop.call_soon_threadsafe(self._give_up, loop)
-            thread.join(_STOP_S)
-
-    def _give_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.call_soon(loop.stop)
-
-    def forget(self) -> None:
-        """In a forked child: the thread was left behind."""
-        self._lock = threading.Lock()
-        if self.running is not None:
-            # Closed, or collected as garbage, it would take its descriptors out of what the parent's waits for.
-            self._left_behind = self.running
-        self.running = self._thread = None
-
-
-_process = _Process()
-atexit.register(_process.stop)
-os.register_at_fork(after_in_child=_process.forget)

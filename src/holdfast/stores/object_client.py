@@ -4,8 +4,8 @@ obstore runs threads of its own. They do not come along into a forked child, whe
 child of a process that has used a bucket gets an error instead, and a child of one that has not makes its own connection.
 
 Time limits. A connection is made within 5 s and a request answered within 60 s. What fails for a reason that passes (5xx,
-refused, broken or silent connections) is sent again for 120 s, with growing random pauses, which a warning tells of; 8 times only
-as long as the server has never answered. Above that, `persistence.retry` decides. `connect_timeout`, `request_timeout`, `retry_timeout` (all in seconds) and `max_retries` in a URL
+refused, broken or silent connections) is sent again for 120 s, with growing random pauses, which a warning tells of, as it does of a
+server that says nothing for some seconds; 8 times only as long as the server has never answered. Above that, `persistence.retry` decides. `connect_timeout`, `request_timeout`, `retry_timeout` (all in seconds) and `max_retries` in a URL
 change them. `object_calls` sends again what is one request; what is many, a listing or an upload in parts, the library does.
 """
 
@@ -108,7 +108,14 @@ class Client:
         return found
 
     def call(
-        self, action: str, name: str, request: Callable[[], Awaitable[_T]], *, once: bool = False, bulk: bool = False
+        self,
+        action: str,
+        name: str,
+        request: Callable[[], Awaitable[_T]],
+        *,
+        once: bool = False,
+        bulk: bool = False,
+        slow: bool = False,
     ) -> _T:
         """What a request gives; the wait for it can be broken off.
 
@@ -118,11 +125,12 @@ class Client:
             request: Called on the loop of `object_calls`, for each try.
             once: It is not tried again.
             bulk: It carries bytes of files, and so waits where the store asks for fewer requests.
+            slow: It may take long though all is well.
 
         Raises:
             StorageError: It failed.
         """
-        return self.outcome(action, name, self.calls.begin(request, once=once, bulk=bulk))
+        return self.outcome(action, name, self.calls.begin(request, once=once, bulk=bulk, slow=slow))
 
     def outcome(self, action: str, name: str, future: Future[_T]) -> _T:
         """Waits for a request that was begun; if the wait is broken off, so is the request.
@@ -164,6 +172,7 @@ class Client:
             service=place.service,
             endpoint=self._endpoint(),
             secrets=place.secrets(),
+            is_anonymous=is_on(place.option("skip_signature")),
         )
 
     def provider(self) -> Any:
@@ -202,10 +211,19 @@ class Client:
         retries, limit_s = _resending(dict(self.place.options))
         return Calls(Gate(self.place.root), self._judge, Patience(retries, limit_s), self._tell)
 
-    def _tell(self, error: BaseException, waited_s: float) -> None:
+    def _tell(self, error: BaseException | None, waited_s: float) -> None:
         now_s = time.monotonic()
-        if now_s - self._told_s > _TELL_EVERY_S:
-            self._told_s = now_s
+        if now_s - self._told_s <= _TELL_EVERY_S:
+            return
+        self._told_s = now_s
+        if error is None:
+            _log.warning(
+                "%s: %s has said nothing for %.0f s now, and its answer is waited for; check the endpoint and the network",
+                self.place.root,
+                self._endpoint(),
+                waited_s,
+            )
+        else:
             limit_s = self.calls.patience.limit_s
             _log.warning(
                 "%s; for %.0f s now, and it is tried again until %.0f s are over",

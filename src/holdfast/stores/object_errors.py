@@ -31,7 +31,7 @@ _CREDENTIAL_SERVICES = (
 )  # fmt: skip
 _NO_CREDENTIALS = (
     "no credentials were found; set {variables}, or give the machine a role; for public data add "
-    "?skip_signature=true to the URL"
+    "?anonymous=true to the URL"
 )
 _VARIABLES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE)",
@@ -43,9 +43,9 @@ _VARIABLES = {
 _MISSING = {
     "Account must be specified": 'no storage account is named; set AZURE_STORAGE_ACCOUNT_NAME, or give storage_options={"account_name": …}',
     "Missing SecretAccessKey": "there is an access key without its secret; give both: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-    'storage_options={"access_key_id": …, "secret_access_key": …}',
+    'storage_options={"access_key": …, "secret_key": …}',
     "Missing AccessKeyId": "there is a secret without its access key; give both: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-    'storage_options={"access_key_id": …, "secret_access_key": …}',
+    'storage_options={"access_key": …, "secret_key": …}',
     "service account file": "the service account cannot be read; correct GOOGLE_APPLICATION_CREDENTIALS (or GOOGLE_SERVICE_ACCOUNT), or give "
     'storage_options={"service_account": "a file"}',
 }
@@ -76,6 +76,13 @@ _WRONG_REGION = frozenset(
 _NOT_AUTHENTICATED = "failed to authenticate the request"
 _BARE_REDIRECT = "redirect without LOCATION"
 # Two conditional writes met: neither is known to have won. Asked again, the store says which.
+# How servers refuse who says nothing of who he is; some with what else is a bad request, or with no code at all.
+_ANONYMOUS_CODES = frozenset(
+    {
+        "UnsupportedAlgorithm", "InvalidRequest", "MissingSecurityHeader", "NoAuthenticationInformation", "PublicAccessNotPermitted",
+        "AuthenticationRequired", "AccessDenied",
+    }
+)  # fmt: skip
 _CONFLICTS = frozenset({"ConditionalRequestConflict", "OperationAborted"})
 _BUSY = frozenset(
     {"SlowDown", "ServiceUnavailable", "RequestTimeout", "InternalError", "ServerBusy", "OperationTimedOut"}
@@ -97,7 +104,14 @@ _TIMED_OUT = ("TimedOut", "operation timed out", "kind: Timeout")
 
 
 def object_error(
-    action: str, url: str, error: BaseException, *, service: str, endpoint: str, secrets: Sequence[str]
+    action: str,
+    url: str,
+    error: BaseException,
+    *,
+    service: str,
+    endpoint: str,
+    secrets: Sequence[str],
+    is_anonymous: bool = False,
 ) -> StorageError:
     """The error to raise where `action` on `url` failed.
 
@@ -108,10 +122,14 @@ def object_error(
         service: `s3`, `gs`, `az` or `http`.
         endpoint: What the client speaks to, as a person wants to read it.
         secrets: Texts that must not appear.
+        is_anonymous: No credentials were sent, as the user said.
     """
     detail = str(error)
     status, code = _answer_in(detail)
     kind, remedy = _judge(type(error).__name__, detail, status, code, service, endpoint)
+    if is_anonymous and (code in _ANONYMOUS_CODES or status in (401, 403) or (status == 400 and not code)):
+        kind = StorageAccessError
+        remedy = f"anonymous=true sends no credentials, and this is not open to everybody; leave it out, and set {_VARIABLES[service]}"
     if service == "http" and action == "list" and kind in (StorageError, StoreNotFoundError):
         # The library asks by PROPFIND, as WebDAV has it.
         kind, remedy = (
@@ -192,8 +210,10 @@ def _judge(
         return StorageAccessError, f"the credentials are missing or wrong; correct {_VARIABLES[service]}"
     if name in ("NotSupportedError", "NotImplementedError") or status == 501:
         return StorageError, "this store does not support it"
-    if status is not None:
-        return StorageError, ""
+    return (StorageError, "") if status is not None else _judge_unanswered(name, detail, endpoint)
+
+
+def _judge_unanswered(name: str, detail: str, endpoint: str) -> tuple[type[StorageError], str]:
     if found := _BAD_CERTIFICATE.search(detail):
         return (
             StorageAccessError,

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
 from holdfast.errors import (
     StorageError,
@@ -27,6 +27,7 @@ PAGE = 1000
 # As much as one request of S3 copies.
 _MOST_COPIED_BYTES = 5 << 30
 _log = logging.getLogger("holdfast")
+_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True)
@@ -141,34 +142,10 @@ def stream(client: Client, name: str, chunk_bytes: int) -> tuple[int, str | None
         return await anext(chunks, None)
 
     def iterate() -> Iterator[memoryview]:
-        while (chunk := client.call("read", name, next_chunk, once=True)) is not None:
+        while (chunk := client.call("read", name, next_chunk, once=True, slow=True)) is not None:
             yield memoryview(chunk)
 
     return int(meta["size"]), meta["e_tag"], iterate()
-
-
-def put(
-    client: Client,
-    name: str,
-    data: bytes,
-    *,
-    only_new: bool,
-    action: str = "store",
-    nonce: str | None = None,
-    probe: bool = False,
-) -> None:
-    """Puts a small object. One request.
-
-    Args:
-        only_new: Whether it must not be there yet.
-        nonce: What the write is called.
-        probe: It is given up sooner.
-
-    Raises:
-        StoreExistsError: It is there. It may be ours: sent again for want of an answer, it meets itself.
-        StorageError: It failed, or its answer was lost.
-    """
-    begin_put(client, name, data, only_new=only_new, action=action, nonce=nonce, probe=probe)()
 
 
 def begin_put(
@@ -181,7 +158,17 @@ def begin_put(
     nonce: str | None = None,
     probe: bool = False,
 ) -> Callable[[], object]:
-    """Begins to put a small object, as `put`; what it returns waits until it is there, and raises what `put` does."""
+    """Begins to put a small object; what it returns waits until it is there. One request.
+
+    Args:
+        only_new: Whether it must not be there yet.
+        nonce: What the write is called.
+        probe: It is given up sooner.
+
+    Returns:
+        The wait. It raises StoreExistsError where something is there, which may be ours: sent again for want of an answer, it meets itself.
+        And StorageError where it failed, or its answer was lost.
+    """
     obstore, handle = client.obstore, client.handle(_resends(probe))
     attributes = {NONCE: nonce} if nonce is not None else None
     mode = "create" if only_new else "overwrite"
@@ -191,6 +178,17 @@ def begin_put(
         bulk=nonce is not None,
     )
     return lambda: client.outcome(action, name, future)
+
+
+def _and_wait(begin: Callable[_P, Callable[[], object]]) -> Callable[_P, None]:
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        begin(*args, **kwargs)()
+
+    return call
+
+
+put = _and_wait(begin_put)
+"""Puts a small object; raises what the wait of `begin_put` does."""
 
 
 def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, part_bytes: int, at_once: int) -> None:
@@ -219,7 +217,7 @@ def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, 
             max_concurrency=client.calls.at_once(at_once),
         )
 
-    client.call("store", name, send, once=True)
+    client.call("store", name, send, once=True, slow=True)
 
 
 def copy(client: Client, source: str, target: str, size_bytes: int, tag: str) -> bool:
@@ -284,7 +282,7 @@ def delete_all(client: Client, names: Sequence[str]) -> None:
     """
     obstore, handle = client.obstore, client.handle(Resends.ALWAYS)
     try:
-        client.call("delete", names[0], lambda: obstore.delete_async(handle, names), once=True)
+        client.call("delete", names[0], lambda: obstore.delete_async(handle, names), once=True, slow=True)
     except StoreNotFoundError:
         # Where deleting is one request an object, one that is gone already ends the rest.
         for name in names:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,10 @@ _ALIASES = {
     "access_key": "access_key_id", "secret_key": "secret_access_key", "aws_access_key_id": "access_key_id",
     "aws_secret_access_key": "secret_access_key", "aws_session_token": "session_token", "token": "session_token",
     "force_virtual_addressing": "virtual_hosted_style_request", "retry_limit_seconds": "retry_timeout",
+}  # fmt: skip
+# How an error calls an option: as the guide does.
+_SHOWN = {
+    "endpoint": "endpoint_override", "skip_signature": "anonymous", "access_key_id": "access_key", "secret_access_key": "secret_key",
 }  # fmt: skip
 # Of pyarrow's options those that say nothing about where and how bytes are stored here.
 _WITHOUT_MEANING = frozenset(
@@ -187,14 +191,10 @@ def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[s
         plain = _ALIASES.get(name.lower(), name.lower())
         if plain in _WITHOUT_MEANING:
             continue
-        if plain not in _OPTIONS[service] and plain not in CLIENT_OPTIONS and plain != "scheme":
-            known = sorted(_OPTIONS[service] | CLIENT_OPTIONS | {"scheme"})
-            meant = f"; did you mean {found!r}?" if (found := nearest(plain, known)) else ""
-            raise ConfigurationError(
-                f"{where} has the option {name!r}, which is not known; there are: {', '.join(known)}{meant}"
-                + (_NO_OPTION if "/" in name else "")
-            )
-        _check(plain, value, where)
+        known = _OPTIONS[service] | CLIENT_OPTIONS | {"scheme"}
+        if plain not in known:
+            raise ConfigurationError(_unknown(name, plain, known, where))
+        _check(plain, _SHOWN.get(plain, plain), value, where)
         options[plain] = value
     scheme = options.pop("scheme", None)
     endpoint = options.get("endpoint")
@@ -210,11 +210,21 @@ def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[s
     return options
 
 
-def _check(name: str, value: str, where: str) -> None:
+def _unknown(name: str, plain: str, known: Set[str], where: str) -> str:
+    """What is wrong with an option that there is not."""
+    shown = sorted(_SHOWN.get(each, each) for each in known)
+    found = nearest(plain, [*shown, *sorted(known), *(alias for alias, each in _ALIASES.items() if each in known)])
+    found = _ALIASES.get(found, found) if found is not None else None
+    meant = f"; did you mean {_SHOWN.get(found, found)!r}?" if found is not None else ""
+    text = f"{where} has the option {name!r}, which is not known; there are: {', '.join(shown)}{meant}"
+    return text + (_NO_OPTION if "/" in name else "")
+
+
+def _check(name: str, shown: str, value: str, where: str) -> None:
     if name in _SWITCHES and value.lower() not in _TRUE | _FALSE:
-        raise ConfigurationError(f"{where}: {name} must be true or false, not {value!r}")
+        raise ConfigurationError(f"{where}: {shown} must be true or false, not {value!r}")
     if name in CLIENT_OPTIONS - _SWITCHES and not _NUMBER.fullmatch(value):
-        raise ConfigurationError(f"{where}: {name} must be a number that is not negative, not {value!r}")
+        raise ConfigurationError(f"{where}: {shown} must be a number that is not negative, not {value!r}")
     if name == "scheme" and value not in ("http", "https"):
         raise ConfigurationError(f"{where}: scheme must be http or https, not {value!r}")
 

@@ -69,7 +69,7 @@ def test_options_are_those_that_users_of_fsspec_and_obstore_write(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"kye": "THESECRET"}, "storage_options has the option 'kye', which is not known; there are: .*access_key_id"),
+        ({"kye": "THESECRET"}, "storage_options has the option 'kye', which is not known; there are: .*access_key"),
         ({"client_kwargs": {"endpoint": "x"}}, r"\['client_kwargs'\] has the option 'endpoint', .*endpoint_url"),
         ({"client_kwargs": 3}, "must be a dict"),
         ({"secret": ["THESECRET"]}, r"storage_options\['secret'\] must be a text"),

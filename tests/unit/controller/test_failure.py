@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import traceback
+
+import cloudpickle
+
+from holdfast.controller.failure import WorkerError, from_failed, in_full, summarise
+from holdfast.errors import WorkerDiedError
+from holdfast.worker import protocol
+
+
+def _failed(error: Exception, *, travels: bool = True) -> protocol.Failed:
+    try:
+        raise error
+    except Exception as raised:
+        text = traceback.format_exc()
+        summary = "".join(traceback.format_exception_only(raised)).strip()
+        data = cloudpickle.dumps(raised.with_traceback(None)) if travels else None
+    return protocol.Failed(data, summary, text, False)
+
+
+def test_an_error_says_what_it_says_once_and_where_it_was_raised() -> None:
+    error = ValueError("no such luck\nat all")
+    error.add_note("a hint")
+    told = in_full(from_failed(1, _failed(error)))
+    assert told.startswith("ValueError: no such luck\nat all\na hint\non rank 1:\nTraceback (most recent call last):\n")
+    assert told.count("no such luck") == 1
+    assert "in _failed" in told
+
+
+def test_the_causes_of_an_error_are_told_too() -> None:
+    try:
+        try:
+            raise KeyError("the cause")
+        except KeyError as cause:
+            raise ValueError("the effect") from cause
+    except ValueError as error:
+        told = in_full(from_failed(0, _failed(error)))
+    assert told.count("the effect") == 2  # once as a line of the source
+    assert "KeyError: 'the cause'" in told
+
+
+def test_a_group_of_errors_is_told_whole() -> None:
+    told = in_full(from_failed(0, _failed(ExceptionGroup("several", [ValueError("one"), ValueError("two")]))))
+    assert "ValueError: one" in told
+    assert "ValueError: two" in told
+
+
+def test_an_error_that_cannot_travel_is_told_by_its_text() -> None:
+    error = from_failed(0, _failed(ValueError("it holds a lock"), travels=False))
+    assert isinstance(error, WorkerError)
+    assert str(error) == "ValueError: it holds a lock"
+    assert "in _failed" in in_full(error)
+
+
+def test_what_ranks_say_alike_is_said_once() -> None:
+    failures = {0: ValueError("same"), 1: KeyError("other"), 3: ValueError("same"), 2: WorkerDiedError("rank 2 died")}
+    assert summarise(failures) == "rank 2 died; ranks 0 and 3: ValueError: same; rank 1: KeyError: 'other'"
+    long = "x" * 300
+    assert summarise({0: ValueError(long), 1: ValueError(long)}) == f"ranks 0 and 1: ValueError: {long}"
+    assert len(summarise({0: ValueError("short"), 1: ValueError(long)})) < 200
