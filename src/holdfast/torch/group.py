@@ -60,6 +60,9 @@ def form(config: TorchConfig, context: TrainContext) -> None:
             f"at {address} (TorchConfig.timeout_s={config.timeout_s:g}): {error}"
         ) from error
     _held.append(dist.group.WORLD)
+    if own[0].type == "cpu" and context.get_world_size() > 1 and backend.lower() == "gloo":
+        # Without it Accelerate, and so Transformers, trains the whole model on each worker where there is no GPU, without a word.
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
 def leave(context: TrainContext) -> None:
