@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -160,22 +161,22 @@ def test_metrics_are_those_of_the_saved_step(tmp_path: Path) -> None:
     for name in ("rng_state_3.pth", "optimizer.pt"):
         (left / name).write_bytes(b"of a dead attempt")
     (tmp_path / "out-strides" / "_holdfast-dead").mkdir()
-    arguments = {"max_steps": 8, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
+    arguments = {"max_steps": 9, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3}
     arguments |= {"save_strategy": "steps", "save_total_limit": 2}
     result = fit(tmp_path, "strides", arguments=arguments)
     history = {}
     for entry in result.return_value["history"]:
         history.setdefault(entry["step"], {}).update(entry)
     reported = [each.metrics for each in train.Run(result.path).checkpoints]
-    assert [metrics["step"] for metrics in reported] == [3, 6, 8]
+    assert [metrics["step"] for metrics in reported] == [3, 6, 9]
     for metrics in reported:
-        # At step 3 nothing was logged but the evaluation, and that of step 2 is of other weights.
-        assert ("loss" in metrics) == (metrics["step"] != 3)
+        # At steps 3 and 9 nothing was logged but the evaluation, and what was one before is of other weights.
+        assert ("loss" in metrics) == (metrics["step"] == 6)
         assert metrics["eval_step"] == metrics["step"]
         assert {name: metrics[name] for name in history[metrics["step"]]} == history[metrics["step"]]
     assert_whole(result)
     # Its own directory stays Transformers' own, which keeps the newest two.
-    assert result.return_value["left"] == ["checkpoint-6", "checkpoint-8"]
+    assert result.return_value["left"] == ["checkpoint-6", "checkpoint-9"]
     assert (left / "rng_state_3.pth").exists()
 
 
@@ -238,6 +239,10 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> train.Result:
     return fit(tmp_path_factory.mktemp("calm"), "calm", arguments=STEPS)
 
 
+# Before 5 Transformers loads the optimizer to `cpu:0`, which torch refuses.
+@pytest.mark.skipif(
+    int(version("transformers").split(".")[0]) < 5, reason="Transformers 4 cannot resume on CPUs in a group"
+)
 @pytest.mark.parametrize("mode", ["SYNC", pytest.param("ASYNC", marks=pytest.mark.slow)])
 def test_a_rank_killed_in_mid_epoch_changes_nothing(mode: str, calm: train.Result, tmp_path: Path) -> None:
     callback = {"checkpoint_upload_mode": CheckpointUploadMode[mode]}
