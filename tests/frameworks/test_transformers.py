@@ -27,6 +27,11 @@ from holdfast.torch import TorchTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
+# It loads the optimizer to `cpu:0`, which torch refuses.
+NOT_BEFORE_5 = pytest.mark.skipif(
+    int(version("transformers").split(".")[0]) < 5, reason="Transformers 4 cannot resume on CPUs in a group"
+)
+
 FILES = [
     "config.json",
     "model.safetensors",
@@ -73,6 +78,27 @@ def small_model() -> Any:
     return ViTForImageClassification(ViTConfig(**shape, **image, hidden_dropout_prob=0.1))
 
 
+def whole(weight: Any) -> Any:
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+
+
+def shard(trainer: Any) -> None:
+    """On CPUs Accelerate takes DDP instead of FSDP, without a word, though FSDP2 works there. What a GPU would have it say."""
+    from accelerate import DistributedType, FullyShardedDataParallelPlugin
+    from accelerate.state import PartialState
+
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        state_dict_type="SHARDED_STATE_DICT",
+        cpu_ram_efficient_loading=False,
+        auto_wrap_policy="NO_WRAP",
+    )
+    state = trainer.accelerator.state
+    PartialState._shared_state["distributed_type"] = state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = plugin
+    trainer.is_fsdp_enabled = True
+
+
 def loop(config: dict[str, Any]) -> dict[str, Any]:
     """Trains on 64 rows, 4 steps an epoch on two ranks; gives what is left of it, by rank."""
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -91,7 +117,7 @@ def loop(config: dict[str, Any]) -> dict[str, Any]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            file = Path(args.output_dir, f"checkpoint-{state.global_step}", "optimizer.pt")
+            file = Path(args.output_dir, f"checkpoint-{state.global_step}", "scheduler.pt")
             if rank == 0:
                 self.inodes[state.global_step] = file.stat().st_ino
 
@@ -109,6 +135,8 @@ def loop(config: dict[str, Any]) -> dict[str, Any]:
     )
     watch = Watch()
     trainer = Trainer(small_model(), arguments, train_dataset=digits(0, 64), eval_dataset=digits(64, 80))
+    if "fsdp" in config["arguments"]:
+        shard(trainer)
     trainer.add_callback(watch)
     trainer.add_callback(RayTrainReportCallback(**config.get("callback", {})))
     trainer = prepare_trainer(trainer)
@@ -122,7 +150,7 @@ def loop(config: dict[str, Any]) -> dict[str, Any]:
             {name: entry[name] for name in ("step", "loss", "learning_rate", "grad_norm", "eval_loss") if name in entry}
             for entry in trainer.state.log_history
         ],
-        "weights": {name: weight.tolist() for name, weight in trainer.model.state_dict().items()},
+        "weights": {name: whole(weight).tolist() for name, weight in trainer.model.state_dict().items()},
         "inodes": watch.inodes,
         "left": sorted(os.listdir(config["output_dir"])),
         "best": trainer.state.best_model_checkpoint,
@@ -199,7 +227,7 @@ def test_an_older_evaluation_says_of_which_step_it_is(tmp_path: Path) -> None:
     assert result.return_value["left"] == []
     stored = train.Run(result.path).checkpoints
     for each in stored:
-        inode = Path(each.checkpoint.path, "checkpoint", "optimizer.pt").stat().st_ino
+        inode = Path(each.checkpoint.path, "checkpoint", "scheduler.pt").stat().st_ino
         assert inode == result.return_value["inodes"][each.metrics["step"]]
     logs = "".join(path.read_text() for path in Path(result.path).glob(".holdfast/logs/*/*"))
     assert logs.count("is ranked by eval_loss of step 0") == 1
@@ -239,10 +267,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> train.Result:
     return fit(tmp_path_factory.mktemp("calm"), "calm", arguments=STEPS)
 
 
-# Before 5 Transformers loads the optimizer to `cpu:0`, which torch refuses.
-@pytest.mark.skipif(
-    int(version("transformers").split(".")[0]) < 5, reason="Transformers 4 cannot resume on CPUs in a group"
-)
+@NOT_BEFORE_5
 @pytest.mark.parametrize("mode", ["SYNC", pytest.param("ASYNC", marks=pytest.mark.slow)])
 def test_a_rank_killed_in_mid_epoch_changes_nothing(mode: str, calm: train.Result, tmp_path: Path) -> None:
     callback = {"checkpoint_upload_mode": CheckpointUploadMode[mode]}
@@ -253,6 +278,32 @@ def test_a_rank_killed_in_mid_epoch_changes_nothing(mode: str, calm: train.Resul
     assert hit.return_value["history"] == calm.return_value["history"]
     assert hit.return_value["weights"] == calm.return_value["weights"]
     assert_whole(hit)
+
+
+@NOT_BEFORE_5
+def test_ranks_report_their_shards(tmp_path: Path) -> None:
+    arguments = {**STEPS, "eval_strategy": "no", "fsdp": True}
+    arguments["fsdp_config"] = {
+        "version": 2,
+        "state_dict_type": "SHARDED_STATE_DICT",
+        "cpu_ram_efficient_loading": False,
+    }
+    calm = fit(tmp_path, "calm", arguments=arguments)
+    hit = fit(tmp_path, "hit", arguments=arguments, killed_at=5)
+    assert hit.return_value["history"] == calm.return_value["history"]
+    assert hit.return_value["weights"] == calm.return_value["weights"]
+    for each in train.Run(hit.path).checkpoints:
+        assert each.checkpoint.verify() == []
+        ranks = {file.path.removeprefix("checkpoint/"): file.rank for file in each.checkpoint.files()}
+        assert ranks == {
+            **{
+                f"{part}/__{rank}_0.distcp": rank for part in ("optimizer_0", "pytorch_model_fsdp_0") for rank in (0, 1)
+            },
+            **{f"{part}/.metadata": 0 for part in ("optimizer_0", "pytorch_model_fsdp_0")},
+            **{f"rng_state_{rank}.pth": rank for rank in (0, 1)},
+            "scheduler.pt": 0,
+            "trainer_state.json": 0,
+        }
 
 
 def in_this_process(tmp_path: Path, function: Any) -> None:
