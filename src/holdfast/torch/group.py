@@ -60,6 +60,7 @@ def form(config: TorchConfig, context: TrainContext) -> None:
             f"at {address} (TorchConfig.timeout_s={config.timeout_s:g}): {error}"
         ) from error
     _held.append(dist.group.WORLD)
+    _tell_accelerate(own[0], is_gloo=backend.lower() == "gloo")
 
 
 def leave(context: TrainContext) -> None:
@@ -73,6 +74,19 @@ def leave(context: TrainContext) -> None:
     _held.extend(distributed_c10d._world.pg_map)
     if context.get_world_size() == 1 or sys.exc_info()[0] is None:
         dist.destroy_process_group()
+
+
+def _tell_accelerate(device: torch.device, *, is_gloo: bool) -> None:
+    """Has Accelerate, and so Transformers, train on this worker's device, by the variables that it reads.
+
+    By itself it takes the GPU of the local rank's number, whose is another's where each has several. And where there is no GPU it takes
+    no part in a group: it trains the whole model on each worker, without a word.
+    """
+    if dist.get_world_size() == 1 or (device.type == "cpu" and not is_gloo):
+        return  # what it finds by itself is right, or of a kind that is not known here
+    os.environ.setdefault("ACCELERATE_TORCH_DEVICE", str(device))
+    if device.type == "cpu":
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 
 def _settle_process() -> None:

@@ -38,6 +38,7 @@ _FORKABLE = (
     "lightning",
     "pytorch_lightning",
     "transformers",
+    "transformers.trainer",  # `import transformers` loads next to nothing
     "accelerate",
 )
 

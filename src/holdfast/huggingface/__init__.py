@@ -1,0 +1,1 @@
+"""What trains with the libraries of Hugging Face."""

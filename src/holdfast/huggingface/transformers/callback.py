@@ -1,0 +1,193 @@
+"""`ReportCallback`: reports the checkpoints that Transformers saves."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from holdfast import collective
+from holdfast.checkpoint import Checkpoint
+from holdfast.checks import check_member
+from holdfast.config import CheckpointUploadMode, ValidationTaskConfig
+from holdfast.errors import CheckpointSourceError, ConfigurationError
+from holdfast.huggingface.transformers.metrics import metrics_of
+from holdfast.huggingface.transformers.prepare import check_together
+from holdfast.huggingface.transformers.presented import linked, moved, remove_litter
+from holdfast.huggingface.transformers.saved import Place, Trace, share_of, traces
+from holdfast.huggingface.transformers.weights import complete_best, complete_resumed
+from holdfast.worker.context import current, get_checkpoint, get_context
+from holdfast.worker.report import report
+
+_LOG = logging.getLogger("holdfast")
+
+
+class ReportCallback(TrainerCallback):
+    """Reports each checkpoint that a `transformers.Trainer` saves, with the metrics of its step.
+
+    It implements `on_train_begin`, `on_save` and `on_train_end` of `transformers.TrainerCallback`. What Transformers wrote lies in the reported checkpoint
+    below `checkpoint/`; to resume, `trainer.train(resume_from_checkpoint=f"{directory}/checkpoint")`. `TrainingArguments` say when it saves.
+
+    Example:
+        >>> trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[ReportCallback()])
+        >>> trainer.train()
+
+    Attributes:
+        CHECKPOINT_NAME: The sub-directory of a checkpoint in which Transformers' own lies.
+    """
+
+    CHECKPOINT_NAME = "checkpoint"
+
+    def __init__(
+        self,
+        checkpoint_upload_mode: CheckpointUploadMode | None = None,
+        delete_local_checkpoint_after_upload: bool = False,
+        validation: bool | ValidationTaskConfig = False,
+    ) -> None:
+        """Takes how it reports.
+
+        Args:
+            checkpoint_upload_mode: `SYNC` (None, too) waits until the checkpoint is stored; `ASYNC` lets training go on meanwhile.
+            delete_local_checkpoint_after_upload: The directory that Transformers wrote is given away: on the run's own file system nothing
+                is copied. Not together with `load_best_model_at_end`, which reads it at the end.
+            validation: As for `report`.
+
+        Raises:
+            ConfigurationError: An argument cannot work.
+        """
+        mode = CheckpointUploadMode.SYNC if checkpoint_upload_mode is None else checkpoint_upload_mode
+        check_member("ReportCallback(checkpoint_upload_mode=...)", mode, CheckpointUploadMode)
+        if mode is CheckpointUploadMode.NO_UPLOAD:
+            raise ConfigurationError(
+                "ReportCallback(checkpoint_upload_mode=NO_UPLOAD): Transformers writes to TrainingArguments.output_dir, from where the "
+                "checkpoint has to be stored; pass SYNC or ASYNC"
+            )
+        self._mode = mode
+        self._gives_away = delete_local_checkpoint_after_upload
+        self._validation = validation
+        # By directory what lay in it before training began.
+        self._before: dict[str, dict[str, Trace]] = {}
+        self._has_warned = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Looks at what there is, so that later saves are told from it, and completes what was resumed.
+
+        Raises:
+            OutsideWorkerError: Called outside a training function.
+            ConfigurationError: The trainer would train alone, or needs directories that are to be given away.
+        """
+        check_together(args)
+        if self._gives_away and args.load_best_model_at_end:
+            raise ConfigurationError(
+                "TrainingArguments(load_best_model_at_end=True) reads the best checkpoint's directory at the end of training, and "
+                "ReportCallback(delete_local_checkpoint_after_upload=True) gives it away before; leave one of them out"
+            )
+        if get_context().get_local_rank() == 0:
+            remove_litter(args.output_dir)
+        # An attempt that was killed in the middle of a save leaves a part of a checkpoint, perhaps of more ranks than there are now.
+        # Transformers will write into the same directory, and what it does not write again must not get into the checkpoint.
+        self._before = {directory: traces(directory) for directory in _saved_in(args.output_dir)}
+        if get_context().get_world_rank() == 0:
+            _warn_of_beginning(args, state)
+        if state.global_step > 0:
+            complete_resumed(kwargs.get("model"), args, state, self.CHECKPOINT_NAME)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sees to it that the best model, where it was asked for, is the best in all its weights."""
+        complete_best(kwargs.get("model"), args, state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Reports what was saved.
+
+        Raises:
+            CheckpointSourceError: Transformers saved somewhere else.
+            ReportError: As `report` does.
+            StorageError: As `report` does.
+        """
+        metrics = metrics_of(state)
+        self._warn_of_stride(metrics)
+        source = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        paths = self._share(source)
+        if not paths:
+            report(metrics, checkpoint_upload_mode=self._mode, validation=self._validation)
+            return
+        present = moved if self._gives_away else linked
+        with present(args.output_dir, source, paths, self.CHECKPOINT_NAME) as presented:
+            report(
+                metrics,
+                Checkpoint.from_directory(presented.directory),
+                checkpoint_upload_mode=self._mode,
+                # What is not ours stays Transformers': it is copied, and only the links to it go, by us.
+                delete_local_checkpoint_after_upload=presented.is_ours,
+                validation=self._validation,
+            )
+
+    def _share(self, source: str) -> list[str]:
+        """The paths below `source` that this rank reports."""
+        context = get_context()
+        rank, size, on_node = context.get_world_rank(), context.get_world_size(), context.get_local_world_size()
+        # Saving is no collective: each rank writes its random state, and the first is here before the last has done so.
+        collective.barrier()
+        before = self._before.get(source, {})
+        files = {path: trace for path, trace in traces(source).items() if before.get(path) != trace}
+        if rank == 0 and not files:
+            raise CheckpointSourceError(
+                f"Transformers has told of a save, but there is nothing new in {source!r}, where TrainingArguments.output_dir has it lie; "
+                "report what your Trainer saves elsewhere in a callback of your own"
+            )
+        # On one node all see the same.
+        seen_by_first = (
+            collective.broadcast_from_rank_zero(files if rank == 0 else None) if size > on_node else None
+        ) or {}
+        place = Place(rank, first_rank=rank - context.get_local_rank(), num_ranks=on_node)
+        return share_of(place, files, seen_by_first)
+
+    def _warn_of_stride(self, metrics: dict[str, Any]) -> None:
+        attribute = current("ReportCallback").job.score_attribute
+        is_older = metrics.get("eval_step", metrics["step"]) != metrics["step"]
+        if self._has_warned or get_context().get_world_rank() != 0 or not is_older:
+            return
+        if attribute is not None and attribute.startswith("eval_") and attribute in metrics:
+            self._has_warned = True
+            _LOG.warning(
+                "The checkpoint of step %d is ranked by %s of step %d, which was evaluated last: to rank each by its own, save "
+                "where you evaluate (save_strategy and eval_strategy alike, save_steps a multiple of eval_steps)",
+                metrics["step"],
+                attribute,
+                metrics["eval_step"],
+            )
+
+
+# The name that scripts use.
+RayTrainReportCallback = ReportCallback
+
+
+def _saved_in(output_dir: str) -> list[str]:
+    """The directories of checkpoints that lie in Transformers' own one."""
+    try:
+        names = os.listdir(output_dir)
+    except FileNotFoundError:
+        return []
+    return [os.path.join(output_dir, name) for name in names if name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")]
+
+
+def _warn_of_beginning(args: TrainingArguments, state: TrainerState) -> None:
+    checkpoint = get_checkpoint()
+    if checkpoint is not None and state.global_step == 0:
+        _LOG.warning(
+            "Training begins at step 0, though there is a checkpoint, %s; to go on from it, call "
+            "trainer.train(resume_from_checkpoint=f'{directory}/checkpoint') within "
+            "`with get_checkpoint().as_directory() as directory`",
+            checkpoint.path,
+        )
+    if args.save_strategy == "no":
+        _LOG.warning(
+            "TrainingArguments(save_strategy='no') saves nothing, so nothing will be reported; pass 'epoch' or 'steps'"
+        )
