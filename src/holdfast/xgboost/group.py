@@ -34,7 +34,7 @@ def join(config: XGBoostConfig, context: TrainContext) -> None:
     address: dict[str, Any] = {}
     if rank == 0:
         # It takes a port of the system's choice and listens there before it tells which: nobody can come in between.
-        _tracker = RabitTracker(n_workers=world_size, host_ip="127.0.0.1", sortby="task", timeout=config.timeout_s)
+        _tracker = RabitTracker(n_workers=world_size, host_ip="127.0.0.1", sortby="task")
         _tracker.start()
         address = _tracker.worker_args()
     address = broadcast_from_rank_zero(address)
