@@ -145,6 +145,8 @@ def mirrored(config: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     import tensorflow as tf
 
+    from holdfast.tensorflow import prepare_dataset_shard
+
     rank = train.get_context().get_world_rank()
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     x = np.random.default_rng(0).random((64, 4)).astype("float32")
@@ -182,6 +184,7 @@ def mirrored(config: dict[str, Any]) -> dict[str, Any]:
         "weights": [weight.numpy().tolist() for weight in model.trainable_variables],
         "calm": [weight.numpy().tolist() for weight in calm.trainable_variables],
         "cluster": json.loads(os.environ["TF_CONFIG"]),
+        "policy": prepare_dataset_shard(data).options().experimental_distribute.auto_shard_policy.name,
     }
 
 
@@ -200,6 +203,7 @@ def test_a_mirrored_model_goes_on_where_it_was(tmp_path: Path) -> None:
     assert found["weights"] == found["calm"]
     assert found["cluster"]["task"] == {"type": "worker", "index": 0}
     assert len(set(found["cluster"]["cluster"]["worker"])) == 2
+    assert found["policy"] == "OFF"
     assert list(result.metrics) == ["error"]
 
 
@@ -285,7 +289,7 @@ def test_events_and_metrics_are_those_that_were_asked_for_without_tensorflow(tmp
         *[["error"], ["error"], ends],
     ]
     assert found["initial"] == [1, 2, 2, 0, 0, 1, 1]
-    assert found["epochs"] == [0, 1] * 4
+    assert found["epochs"] == [*[0, 1] * 4, 0]  # the last is of the metric that was refused
     assert found["isolated"]
     (metric, about_metric), (event, about_event) = found["errors"]
     assert (metric, event) == (MetricsError.__name__, ConfigurationError.__name__)
