@@ -23,6 +23,8 @@ from holdfast.torch import TorchTrainer
 if importlib.util.find_spec("keras") is None:
     pytest.skip("Keras is not installed: pip install holdfast[tensorflow]", allow_module_level=True)
 
+pytestmark = pytest.mark.timeout(300)  # each worker imports TensorFlow, or torch, in every attempt
+
 EPOCHS = 4
 ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
@@ -127,6 +129,15 @@ def test_a_model_on_tensorflow_goes_on_where_it_was(tmp_path: Path) -> None:
         in_two_lives, train_loop_config={"epochs": EPOCHS}, run_config=run_config(tmp_path)
     ).fit()
     check(result, "tensorflow")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed: pip install jax")
+def test_a_model_on_jax_goes_on_where_it_was(tmp_path: Path) -> None:
+    result = train.DataParallelTrainer(
+        in_two_lives, train_loop_config={"epochs": EPOCHS}, run_config=run_config(tmp_path, KERAS_BACKEND="jax")
+    ).fit()
+    check(result, "jax")
 
 
 @needs_torch

@@ -45,7 +45,8 @@ def uses_legacy_keras() -> bool:
 class TensorflowConfig(BackendConfig):
     """Sets TF_CONFIG, by which `tf.distribute.MultiWorkerMirroredStrategy` finds all workers; also where there is only one.
 
-    Workers import TensorFlow themselves: it starts threads when it is first used, which a fork does not survive.
+    Workers import TensorFlow themselves: at its import it reads what the run's environment says (which Keras, on what, how much is logged), and
+    it does not promise to survive a fork.
     """
 
     def preload(self) -> tuple[str, ...]:

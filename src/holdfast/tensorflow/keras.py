@@ -184,14 +184,16 @@ def _written_by(path: Path) -> str:
 
 
 def _keras(name: str | None = None) -> Any:
-    """A Keras: by default tf_keras where the program has loaded it or TensorFlow is told to, else Keras 3.
+    """A Keras: by default tf_keras where the program has loaded it or TensorFlow is told to, else Keras 3, always on other backends.
 
     Raises:
         ImportError: It is not installed.
     """
     if name is None:
-        # Its `Callback` does for models of Keras 3, too, and not the other way round.
-        name = "tf_keras" if "tf_keras" in sys.modules or uses_legacy_keras() else "keras"
+        loaded = sys.modules.get("keras")
+        on_tensorflow = loaded is None or loaded.backend.backend() == "tensorflow"
+        # There, its `Callback` does for models of Keras 3, too, and not the other way round.
+        name = "tf_keras" if on_tensorflow and ("tf_keras" in sys.modules or uses_legacy_keras()) else "keras"
     if importlib.util.find_spec(name) is None:
         wanted = "tf_keras" if name == "tf_keras" else "holdfast[tensorflow], or keras and its backend"
         raise ImportError(f"holdfast.tensorflow.keras needs {name}. Install it with: pip install {wanted}", name=name)
