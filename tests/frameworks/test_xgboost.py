@@ -176,6 +176,36 @@ def test_checkpoints_are_stored_as_often_as_was_asked_for(
     assert rounds == stored
 
 
+def test_the_model_that_early_stopping_leaves_is_stored(tmp_path: Path) -> None:
+    def work() -> int:
+        import numpy as np
+        import xgboost
+
+        from holdfast.xgboost import RayTrainReportCallback
+
+        random = np.random.default_rng(0)
+        rows, noise = random.random((60, 3)).astype("float32"), random.normal(size=60)
+        booster = xgboost.train(
+            {"eta": 0.9, "nthread": 1},
+            xgboost.DMatrix(rows[:40], noise[:40]),
+            50,
+            evals=[(xgboost.DMatrix(rows[40:], noise[40:]), "valid")],
+            callbacks=[xgboost.callback.EarlyStopping(rounds=2, save_best=True), RayTrainReportCallback(frequency=1)],
+            verbose_eval=False,
+        )
+        return booster.num_boosted_rounds()
+
+    from holdfast.xgboost import RayTrainReportCallback
+
+    result = XGBoostTrainer(
+        work,
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(name="early", storage_path=tmp_path, progress="quiet"),
+    ).fit()
+    assert RayTrainReportCallback.get_model(result.checkpoint).num_boosted_rounds() == result.return_value
+    assert len(result.best_checkpoints) > result.return_value
+
+
 def test_what_cannot_work_is_refused_at_once() -> None:
     from holdfast.xgboost import RayTrainReportCallback
 

@@ -61,7 +61,7 @@ class RayTrainReportCallback(TrainingCallback):
         self._checkpoint_at_end = checkpoint_at_end
         self._postprocess = results_postprocessing_fn
         self._last_metrics: Mapping[str, Any] | None = None
-        self._stored = False
+        self._stored_rounds: int | None = None
 
     @classmethod
     def get_model(cls, checkpoint: Checkpoint, filename: str = CHECKPOINT_NAME) -> xgboost.Booster:
@@ -81,7 +81,7 @@ class RayTrainReportCallback(TrainingCallback):
 
     def before_training(self, model: Any) -> Any:
         """Forgets the training before, if there was one."""
-        self._last_metrics, self._stored = None, False
+        self._last_metrics, self._stored_rounds = None, None
         return model
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Mapping[str, Mapping[str, list[Any]]]) -> bool:
@@ -95,22 +95,27 @@ class RayTrainReportCallback(TrainingCallback):
         if self._postprocess is not None:
             metrics = self._postprocess(dict(metrics))
         self._last_metrics = metrics
-        self._stored = self._frequency > 0 and model.num_boosted_rounds() % self._frequency == 0
-        if self._stored:
+        if self._frequency > 0 and model.num_boosted_rounds() % self._frequency == 0:
             self._report(metrics, model)
         else:
             report(metrics)
         return False
 
     def after_training(self, model: Any) -> Any:
-        """Reports the finished model, if it has a round more than the last checkpoint."""
-        if self._checkpoint_at_end and self._last_metrics is not None and not self._stored:
-            self._report(self._last_metrics, model)
+        """Reports the finished model, unless the last checkpoint has as many rounds.
+
+        It may have more, or fewer: a round in which `EarlyStopping` stands before this callback and ends the training is not reported, and
+        with `save_best` it takes rounds away.
+        """
+        is_new = self._last_metrics is not None and model.num_boosted_rounds() != self._stored_rounds
+        if self._checkpoint_at_end and is_new:
+            self._report(self._last_metrics or {}, model)
         return model
 
     def _report(self, metrics: Mapping[str, Any], model: Any) -> None:
         with self._saved(model) as checkpoint:
             report(metrics, checkpoint=checkpoint)
+        self._stored_rounds = model.num_boosted_rounds()
 
     @contextlib.contextmanager
     def _saved(self, model: Any) -> Iterator[Checkpoint | None]:
