@@ -6,7 +6,7 @@ JSON has no NaN and no infinities, and a metric often is one; they are stored as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite, isnan
 from typing import Any, Final
 
@@ -56,6 +56,26 @@ def encode_metrics(metrics: Mapping[str, Any]) -> bytes:
     if not isinstance(metrics, Mapping):
         raise MetricsError(f"the metrics of a report must be a dict of names to values, not {_name(metrics)}")
     return _encode(_copy_mapping(metrics, "", set()))
+
+
+def choose_metrics(values: Mapping[str, Any], wanted: str | Sequence[str] | Mapping[str, str] | None) -> dict[str, Any]:
+    """Of what a framework measured, what a callback of ours was asked to report.
+
+    Args:
+        wanted: None for all, one name, a list of names, or a dict of the names to report to those that the framework uses.
+
+    Raises:
+        MetricsError: One is not there; the text names those that are.
+    """
+    if wanted is None:
+        return dict(values)
+    names = {wanted: wanted} if isinstance(wanted, str) else wanted
+    pairs = names.items() if isinstance(names, Mapping) else [(name, name) for name in names]
+    for _, name in pairs:
+        if name not in values:
+            there = ", ".join(map(repr, values)) or "none at all"
+            raise MetricsError(f"the metric {name!r} was to be reported, and is not there; there are: {there}")
+    return {ours: values[name] for ours, name in pairs}
 
 
 def merge_metrics(metrics: bytes | msgspec.Raw, more: bytes | msgspec.Raw) -> msgspec.Raw:

@@ -20,6 +20,8 @@ CONTINUES = "<!-- continues -->"
 # It uses the bucket named so, by what the environment says of the server.
 IN_A_BUCKET = "<!-- in a bucket -->"
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+# Warnings about a framework's own code that nobody who uses it can do anything about: Keras 3.15 saving with NumPy 2.4.
+NOT_OURS = ["-W", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"]
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#(?P<anchor>[^)]+))?\)")
 
 
@@ -79,7 +81,7 @@ def check_runs(source: str, tmp_path: Path, environment: Mapping[str, str] | Non
     script.write_text(source)
     home = {"HOME": str(tmp_path), "HOLDFAST_PROGRESS": "plain"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
+        [sys.executable, "-W", "error", *NOT_OURS, str(script)],
         cwd=tmp_path,
         env={**os.environ, **home, **(environment or {})},
         capture_output=True,

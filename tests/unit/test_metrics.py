@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import FormatError, MetricsError
-from holdfast.metrics import decode_metrics, encode_metrics, flatten, score_of
+from holdfast.metrics import choose_metrics, decode_metrics, encode_metrics, flatten, score_of
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | texts
@@ -248,6 +248,28 @@ def test_tensors_of_other_libraries(module: str, monkeypatch: pytest.MonkeyPatch
     assert decode_metrics(encode_metrics({"k": EagerTensor(0.5)})) == {"k": 0.5}
     with pytest.raises(MetricsError, match=r"shape \(2,\)"):
         encode_metrics({"k": EagerTensor(0.5, (2,))})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        (None, {"loss": 1, "error": 2}),
+        ("error", {"error": 2}),
+        (["error", "loss"], {"error": 2, "loss": 1}),
+        ({"first": "loss", "again": "loss"}, {"first": 1, "again": 1}),
+        ([], {}),
+    ],
+)
+def test_chosen_metrics(wanted: Any, chosen: dict[str, int]) -> None:
+    found = choose_metrics({"loss": 1, "error": 2}, wanted)
+    assert list(found.items()) == list(chosen.items())
+
+
+def test_a_chosen_metric_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
+    with pytest.raises(MetricsError, match=r"'accuracy'.*'loss', 'error'"):
+        choose_metrics({"loss": 1, "error": 2}, {"score": "accuracy"})
+    with pytest.raises(MetricsError, match="none at all"):
+        choose_metrics({}, "loss")
 
 
 def test_flatten() -> None:

@@ -1,0 +1,222 @@
+"""LightGBM: workers train one model, and one that is lost changes no tree of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import holdfast as train
+from holdfast import FailureConfig, MetricsError, RunConfig, ScalingConfig
+from holdfast.lightgbm import LightGBMTrainer, RayTrainReportCallback, get_network_params, network
+
+pytest.importorskip("lightgbm", reason="LightGBM is not installed: pip install holdfast[lightgbm]")
+
+ROUNDS = 9
+
+
+def boost(config: dict[str, Any]) -> tuple[int, str]:
+    """Trains to the end from where the run is; by how many rounds it was resumed, and the trees."""
+    import lightgbm
+    import numpy as np
+
+    context = train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    random = np.random.default_rng(0)
+    rows = random.random((600, 6))
+    target = 3 * rows[:, 0] + rows[:, 1] ** 2 + 0.1 * random.random(600)
+
+    checkpoint = train.get_checkpoint()
+    model = RayTrainReportCallback.get_model(checkpoint) if checkpoint else None
+    done = model.current_iteration() if model else 0
+
+    def kill(env: Any) -> None:
+        if config["killed"] and checkpoint is None and (rank, env.iteration) == (1, 4):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trees = ""
+    for _ in range(config["trainings"]):
+        data = lightgbm.Dataset(rows[rank::world_size], target[rank::world_size])
+        booster = lightgbm.train(
+            {
+                "objective": "regression",
+                "num_leaves": 7,
+                "verbosity": -1,
+                "num_threads": 1,
+                **config["learner"],
+                **get_network_params(),
+            },
+            data,
+            config["rounds"] - done,
+            valid_sets=[data],
+            init_model=model,
+            callbacks=[RayTrainReportCallback(frequency=2), kill],
+        )
+        trees = booster.model_to_string().partition("\nparameters:")[0]
+    return done, trees
+
+
+def fit(
+    tmp_path: Path, name: str, *, killed: bool = False, trainings: int = 1, learner: dict[str, Any] | None = None
+) -> train.Result:
+    together = {"tree_learner": "data", "pre_partition": True}
+    return LightGBMTrainer(
+        boost,
+        train_loop_config={
+            "killed": killed,
+            "rounds": ROUNDS,
+            "trainings": trainings,
+            "learner": together if learner is None else learner,
+        },
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(
+            name=name, storage_path=tmp_path, progress="quiet", failure_config=FailureConfig(max_failures=1)
+        ),
+    ).fit()
+
+
+def test_a_worker_lost_between_checkpoints_changes_no_tree(tmp_path: Path) -> None:
+    _, calm = fit(tmp_path, "calm").return_value
+    hit = fit(tmp_path, "hit", killed=True)
+    assert hit.return_value == (4, calm)
+    errors = [metrics["training-l2"] for _, metrics in hit.best_checkpoints]
+    assert errors == sorted(errors, reverse=True)
+    assert len(errors) == 5  # after 2, 4, 6 and 8 rounds, and at the end
+    assert {report["attempt"] for report in train.Run(hit.path).reports()} == {1, 2}
+    assert RayTrainReportCallback.get_model(hit.checkpoint).current_iteration() == ROUNDS
+
+
+def test_one_function_trains_several_times(tmp_path: Path) -> None:
+    assert len(fit(tmp_path, "twice", trainings=2).best_checkpoints) == 10
+
+
+def test_ranks_that_train_each_by_itself_are_told(tmp_path: Path) -> None:
+    fit(tmp_path, "alone", learner={})
+    log = Path(tmp_path, "alone", ".holdfast", "logs")
+    text = "".join(path.read_text() for path in sorted(log.rglob("*")) if path.is_file())
+    assert text.count("Give tree_learner='data'") == 1
+
+
+def test_two_jobs_never_choose_the_same_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_PORTS", range(31_000, 31_200))
+    try:
+        first, second = network._free_ports(60), network._free_ports(60)
+        assert len({*first, *second}) == 120
+        with pytest.raises(train.WorkerStartError, match="ports"):
+            network._free_ports(100)
+    finally:
+        network.forget()
+
+
+def test_without_a_trainer_there_are_no_other_workers(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "holdfast.lightgbm"):
+        assert get_network_params() == {}
+    assert "LightGBMTrainer" in caplog.text
+
+
+def in_process(tmp_path: Path, rounds: int = 3, **options: Any) -> train.Result:
+    def work() -> None:
+        import lightgbm
+        import numpy as np
+
+        rows = np.arange(80.0).reshape(40, 2)
+        data = lightgbm.Dataset(rows, rows[:, 0] / 10)
+        params = {"verbosity": -1, "num_threads": 1, "min_data_in_leaf": 2, "metric": "l2"}
+        callbacks = [RayTrainReportCallback(**options)]
+        lightgbm.train(
+            params | get_network_params(),
+            data,
+            rounds,
+            valid_sets=[data, lightgbm.Dataset(rows, rows[:, 0] / 10, reference=data)],
+            valid_names=["train", "valid"],
+            callbacks=callbacks,
+        )
+
+    return LightGBMTrainer(
+        work,
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(name="run", storage_path=tmp_path, progress="quiet"),
+    ).fit()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ["train-l2", "valid-l2"]),
+        ({"metrics": "valid-l2"}, ["valid-l2"]),
+        ({"metrics": ["train-l2"]}, ["train-l2"]),
+        ({"metrics": {"loss": "valid-l2"}}, ["loss"]),
+        ({"results_postprocessing_fn": lambda metrics: {"sum": sum(metrics.values())}}, ["sum"]),
+    ],
+)
+def test_metrics_are_those_that_were_asked_for(options: dict[str, Any], names: list[str], tmp_path: Path) -> None:
+    assert list(in_process(tmp_path, **options).metrics) == names
+
+
+def test_a_metric_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(train.WorkerGroupError) as failure:
+        in_process(tmp_path, metrics="l2")
+    error = failure.value.worker_failures[0]
+    assert isinstance(error, MetricsError)
+    assert "'train-l2', 'valid-l2'" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "stored"),
+    [
+        ({}, [3]),
+        ({"checkpoint_at_end": False}, []),
+        ({"frequency": 2}, [2, 3]),
+        ({"frequency": 2, "checkpoint_at_end": False}, [2]),
+        ({"frequency": 3}, [3]),
+        ({"filename": "booster.txt"}, [3]),
+    ],
+)
+def test_checkpoints_are_stored_as_often_as_was_asked_for(
+    options: dict[str, Any], stored: list[int], tmp_path: Path
+) -> None:
+    filename = options.get("filename", RayTrainReportCallback.CHECKPOINT_NAME)
+    result = in_process(tmp_path, **options)
+    rounds = []
+    for checkpoint, _ in result.best_checkpoints:
+        assert [file.path for file in checkpoint.files()] == [filename]
+        rounds.append(RayTrainReportCallback.get_model(checkpoint, filename).current_iteration())
+    assert rounds == stored
+
+
+def test_the_metrics_of_a_cross_validation_have_mean_and_deviation(tmp_path: Path) -> None:
+    def work() -> None:
+        import lightgbm
+        import numpy as np
+
+        rows = np.arange(80.0).reshape(40, 2)
+        data = lightgbm.Dataset(rows, rows[:, 0] / 10)
+        params = {"verbosity": -1, "num_threads": 1, "min_data_in_leaf": 2, "metric": "l2"}
+        lightgbm.cv(params, data, 2, nfold=2, stratified=False, callbacks=[RayTrainReportCallback()])
+
+    result = LightGBMTrainer(
+        work,
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(name="folds", storage_path=tmp_path, progress="quiet"),
+    ).fit()
+    assert list(result.metrics) == ["valid-l2-mean", "valid-l2-stdv"]
+
+
+def test_what_cannot_work_is_refused_at_once() -> None:
+    with pytest.raises(train.ConfigurationError, match="frequency"):
+        RayTrainReportCallback(frequency=-1)
+    with pytest.raises(train.ConfigurationError, match="filename"):
+        RayTrainReportCallback(filename="a/b.txt")
+    with pytest.raises(train.ConfigurationError, match="LightGBMConfig"):
+        LightGBMTrainer(print, lightgbm_config={})  # type: ignore[arg-type]
+
+
+def test_lightgbm_is_imported_when_it_is_needed() -> None:
+    program = "import sys, holdfast.lightgbm; assert 'lightgbm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,226 @@
+"""XGBoost: workers train one model, and one that is lost changes no tree of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import holdfast as train
+from holdfast import FailureConfig, MetricsError, RunConfig, ScalingConfig
+from holdfast.xgboost import XGBoostConfig, XGBoostTrainer
+
+pytest.importorskip("xgboost", reason="XGBoost is not installed: pip install holdfast[xgboost]")
+
+ROUNDS = 9
+
+
+def boost(config: dict[str, Any]) -> tuple[int, str]:
+    """Trains to the end from where the run is; by how many rounds it was resumed, and the model."""
+    import numpy as np
+    import xgboost
+    from xgboost import collective
+
+    from holdfast.xgboost import RayTrainReportCallback
+
+    context = train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    assert (collective.get_rank(), collective.get_world_size()) == (rank, world_size)
+    random = np.random.default_rng(0)
+    rows = random.random((600, 6)).astype("float32")
+    target = 3 * rows[:, 0] + rows[:, 1] ** 2 + 0.1 * random.random(600)
+    data = xgboost.DMatrix(rows[rank::world_size], target[rank::world_size])
+
+    checkpoint = train.get_checkpoint()
+    model = RayTrainReportCallback.get_model(checkpoint) if checkpoint else None
+    done = model.num_boosted_rounds() if model else 0
+
+    class Kill(xgboost.callback.TrainingCallback):
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            if config["killed"] and checkpoint is None and (rank, epoch) == (1, 4):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return False
+
+    booster = xgboost.train(
+        {"max_depth": 3, "eta": 0.3},
+        data,
+        config["rounds"] - done,
+        evals=[(data, "train")],
+        xgb_model=model,
+        callbacks=[RayTrainReportCallback(frequency=2), Kill()],
+        verbose_eval=False,
+    )
+    return done, booster.save_raw("json").decode()
+
+
+def fit(tmp_path: Path, name: str, killed: bool) -> train.Result:
+    return XGBoostTrainer(
+        boost,
+        train_loop_config={"killed": killed, "rounds": ROUNDS},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(
+            name=name, storage_path=tmp_path, progress="quiet", failure_config=FailureConfig(max_failures=1)
+        ),
+    ).fit()
+
+
+def test_a_worker_lost_between_checkpoints_changes_no_tree(tmp_path: Path) -> None:
+    from holdfast.xgboost import RayTrainReportCallback
+
+    _, calm = fit(tmp_path, "calm", killed=False).return_value
+    hit = fit(tmp_path, "hit", killed=True)
+    assert hit.return_value == (4, calm)
+    errors = [metrics["train-rmse"] for _, metrics in hit.best_checkpoints]
+    assert errors == sorted(errors, reverse=True)
+    assert len(errors) == 5  # after 2, 4, 6 and 8 rounds, and at the end
+    assert {report["attempt"] for report in train.Run(hit.path).reports()} == {1, 2}
+    assert RayTrainReportCallback.get_model(hit.checkpoint).num_boosted_rounds() == ROUNDS
+
+
+def test_a_rank_that_returns_first_takes_nothing_from_the_others(tmp_path: Path) -> None:
+    def work() -> float:
+        import threading
+
+        import numpy as np
+        from xgboost import collective
+
+        rank = train.get_context().get_world_rank()
+        total = collective.allreduce(np.array([rank + 1.0]), collective.Op.SUM)
+        if rank == 1:
+            threading.Event().wait(1)  # rank 0, and its tracker, have most likely gone by then
+        return float(total[0])
+
+    result = XGBoostTrainer(
+        work,
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="uneven", storage_path=tmp_path, progress="quiet"),
+    ).fit()
+    assert result.return_value == 3
+
+
+def in_process(tmp_path: Path, rounds: int = 3, **options: Any) -> train.Result:
+    def work() -> None:
+        import numpy as np
+        import xgboost
+
+        from holdfast.xgboost import RayTrainReportCallback
+
+        rows = np.arange(40, dtype="float32").reshape(20, 2)
+        data = xgboost.DMatrix(rows, rows[:, 0] / 10)
+        xgboost.train(
+            {"max_depth": 2, "nthread": 1},
+            data,
+            rounds,
+            evals=[(data, "train"), (data, "valid")],
+            callbacks=[RayTrainReportCallback(**options)],
+            verbose_eval=False,
+        )
+
+    return XGBoostTrainer(
+        work,
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(name="run", storage_path=tmp_path, progress="quiet"),
+    ).fit()
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, ["train-rmse", "valid-rmse"]),
+        ({"metrics": "valid-rmse"}, ["valid-rmse"]),
+        ({"metrics": ["train-rmse"]}, ["train-rmse"]),
+        ({"metrics": {"loss": "valid-rmse"}}, ["loss"]),
+        ({"results_postprocessing_fn": lambda metrics: {"sum": sum(metrics.values())}}, ["sum"]),
+    ],
+)
+def test_metrics_are_those_that_were_asked_for(options: dict[str, Any], names: list[str], tmp_path: Path) -> None:
+    assert list(in_process(tmp_path, **options).metrics) == names
+
+
+def test_a_metric_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(train.WorkerGroupError) as failure:
+        in_process(tmp_path, metrics="rmse")
+    error = failure.value.worker_failures[0]
+    assert isinstance(error, MetricsError)
+    assert "'rmse'" in str(error)
+    assert "'train-rmse', 'valid-rmse'" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "stored"),
+    [
+        ({}, [3]),
+        ({"checkpoint_at_end": False}, []),
+        ({"frequency": 2}, [2, 3]),
+        ({"frequency": 2, "checkpoint_at_end": False}, [2]),
+        ({"frequency": 3}, [3]),  # not twice
+        ({"filename": "booster.json"}, [3]),
+    ],
+)
+def test_checkpoints_are_stored_as_often_as_was_asked_for(
+    options: dict[str, Any], stored: list[int], tmp_path: Path
+) -> None:
+    from holdfast.xgboost import RayTrainReportCallback
+
+    filename = options.get("filename", RayTrainReportCallback.CHECKPOINT_NAME)
+    result = in_process(tmp_path, **options)
+    rounds = []
+    for checkpoint, _ in result.best_checkpoints:
+        assert [file.path for file in checkpoint.files()] == [filename]
+        rounds.append(RayTrainReportCallback.get_model(checkpoint, filename).num_boosted_rounds())
+    assert rounds == stored
+
+
+def test_the_model_that_early_stopping_leaves_is_stored(tmp_path: Path) -> None:
+    def work() -> int:
+        import numpy as np
+        import xgboost
+
+        from holdfast.xgboost import RayTrainReportCallback
+
+        random = np.random.default_rng(0)
+        rows, noise = random.random((60, 3)).astype("float32"), random.normal(size=60)
+        booster = xgboost.train(
+            {"eta": 0.9, "nthread": 1},
+            xgboost.DMatrix(rows[:40], noise[:40]),
+            50,
+            evals=[(xgboost.DMatrix(rows[40:], noise[40:]), "valid")],
+            callbacks=[xgboost.callback.EarlyStopping(rounds=2, save_best=True), RayTrainReportCallback(frequency=1)],
+            verbose_eval=False,
+        )
+        return booster.num_boosted_rounds()
+
+    from holdfast.xgboost import RayTrainReportCallback
+
+    result = XGBoostTrainer(
+        work,
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(name="early", storage_path=tmp_path, progress="quiet"),
+    ).fit()
+    assert RayTrainReportCallback.get_model(result.checkpoint).num_boosted_rounds() == result.return_value
+    assert len(result.best_checkpoints) > result.return_value
+
+
+def test_what_cannot_work_is_refused_at_once() -> None:
+    from holdfast.xgboost import RayTrainReportCallback
+
+    with pytest.raises(train.ConfigurationError, match="frequency"):
+        RayTrainReportCallback(frequency=-1)
+    with pytest.raises(train.ConfigurationError, match="filename"):
+        RayTrainReportCallback(filename="a/b.ubj")
+    with pytest.raises(train.ConfigurationError, match="rabit"):
+        XGBoostConfig(xgboost_communicator="federated")  # type: ignore[arg-type]
+    with pytest.raises(train.ConfigurationError, match="XGBoostConfig"):
+        XGBoostTrainer(print, xgboost_config={})  # type: ignore[arg-type]
+
+
+def test_xgboost_is_imported_when_it_is_needed() -> None:
+    program = (
+        "import sys, holdfast.xgboost; assert 'xgboost' not in sys.modules; holdfast.xgboost.RayTrainReportCallback"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
