@@ -44,6 +44,7 @@ $(STAMP): pyproject.toml scripts/find-python
 # beside it; where it cannot be, its tests say so and are skipped.
 $(FRAMEWORKS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[frameworks]"
+	$(BIN)/python -m pip install --quiet --no-deps "tf_keras>=2.19"  # it would bring a TensorFlow with CUDA beside the other one
 	$(BIN)/python -m pip install --quiet setuptools wheel ninja py-cpuinfo
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/python -m pip install --quiet --no-build-isolation "$(DEEPSPEED)" || \
 		echo "DeepSpeed cannot be installed here; its tests are skipped" >&2

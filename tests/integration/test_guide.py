@@ -89,3 +89,21 @@ print([(f.path, f.rank) for f in result.checkpoint.files()])
 @pytest.mark.parametrize("name", ["configure.py", "after_training.py"])
 def test_blocks_that_train_nothing(name: str, tmp_path: Path) -> None:
     run(moved(name).replace("/tmp/test-checkpoint", str(tmp_path / "test-checkpoint")), tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in BLOCKS.glob("*.py")))
+def test_the_line_for_sed_moves_a_script(name: str, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "coming-from-ray.md").read_text()
+    line = page.partition("```bash\n")[2].partition("\n```")[0]
+    assert line.startswith("sed -i ")
+    (tmp_path / "script.py").write_text((BLOCKS / name).read_text())
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
+    found = (tmp_path / "script.py").read_text()
+    compile(found, name, "exec")
+    text = (
+        (BLOCKS / name)
+        .read_text()
+        .replace("from ray import train", "import holdfast as train")
+        .replace("ray.train", "holdfast")
+    )
+    assert found.split("\n") == ["" if each == "import ray" else each for each in text.split("\n")]
