@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,18 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONTINUES = "<!-- continues -->"
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+# What a block imports that not every environment has.
+OPTIONAL = {
+    r"torch|holdfast\.torch": "torch",
+    r"deepspeed": "deepspeed",
+    r"flax": "flax",
+    r"jax": "jax",
+    r"megatron": "megatron",
+    r"orbax": "orbax",
+    r"holdfast\.tracking import TensorBoardCallback": "tensorboard",
+    r"holdfast\.tracking import MLflowCallback": "mlflow",
+    r"holdfast\.tracking import WandbCallback": "wandb",
+}
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#(?P<anchor>[^)]+))?\)")
 
 
@@ -54,8 +67,9 @@ PROGRAMS = list(programs())
 
 @pytest.mark.parametrize("source", [pytest.param(source, id=str(block)) for block, source in PROGRAMS])
 def test_examples_run(source: str, tmp_path: Path) -> None:
-    if re.search(r"^(import|from) (torch|holdfast\.torch)", source, re.MULTILINE):
-        pytest.importorskip("torch", reason="torch is not installed: pip install holdfast[torch]")
+    for imported, library in OPTIONAL.items():
+        if re.search(rf"^(import|from) ({imported})\b", source, re.MULTILINE) and find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
     # A script, not `-c`: users' functions have a file, and a function without one is a case of its own.
     script = tmp_path / "example.py"
     script.write_text(source)
