@@ -123,5 +123,5 @@ def _log_parameters(client: Any, run: Any, parameters: Mapping[str, Scalar]) -> 
 
 def _name(name: str) -> str:
     """What MLflow takes as a name: some signs only, and what would be a path inside of the run's directory."""
-    plain = posixpath.normpath(re.sub(r"[^\w\-. :/]", "_", name)).lstrip("/")
-    return (plain.replace("..", "_") or "_")[:_MAX_NAME]
+    signs = re.sub(r"[^\w\-. :/]", "_", name).replace("..", "_")
+    return posixpath.normpath(signs).lstrip("/")[:_MAX_NAME] or "_"
