@@ -108,6 +108,7 @@ def test_mlflow(tmp_path, caplog, monkeypatch):
         ).fit()
     (run,) = client.search_runs([client.get_experiment_by_name("experiment").experiment_id])
     assert run.info.status == "FAILED"
+    assert run.data.metrics["odd _name_ /_/x"] == 1
     assert run.data.params["lr"] == "0.1"
     assert run.data.tags["holdfast.param.lr"] == "0.2"
     assert warnings(caplog) == []
