@@ -13,6 +13,7 @@ import cloudpickle
 import msgspec
 
 from holdfast.config import CheckpointConfig, ScalingConfig
+from holdfast.controller.callbacks import Callbacks, RunContext
 from holdfast.controller.controller import Controller, Outcome
 from holdfast.controller.failure import signal_name, summarise
 from holdfast.controller.limits import Limits
@@ -84,6 +85,7 @@ class Fit:
         self._terms = ValidationTerms(validation.keywords, validation.given) if validation is not None else None
         self._origin = Origin(trainer.resume_from) if trainer.resume_from is not None else None
         self._beside: LocalEngine | None = None
+        self._callbacks = Callbacks(self._config.callbacks or ())
 
     def run(self) -> Result:
         """Runs to the end.
@@ -92,12 +94,17 @@ class Fit:
             TrainingFailedError: As `DataParallelTrainer.fit` says.
             TrainingInterrupted: A signal ended it.
         """
+        error: BaseException | None = None
         try:
             return self._run()
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             if self._origin is not None:
                 self._origin.let_go()
             self._store.hurry(on=False)
+            self._callbacks.ended(error)
 
     def _run(self) -> Result:
         engine = self._make_engine()
@@ -108,6 +115,8 @@ class Fit:
             outcome: Outcome | None = None
             with handle_interrupts(stop.ask):
                 writer = self._open_run(stop)
+                run = writer.run_id, self._name, self._store.url, writer.first_attempt
+                self._callbacks.begin(RunContext(*run, train_loop_config=self._trainer.train_loop_config))
                 try:
                     outcome = self._find_origin(writer, stop) or self._drive(engine, writer, stop)
                 finally:
@@ -224,7 +233,7 @@ class Fit:
                 Bounds(config.max_pending_checkpoints, config.max_pending_bytes),
                 raises_upload_errors=config.on_upload_error == "raise",
             ),
-            callbacks=tuple(config.callbacks or ()),
+            callbacks=self._callbacks,
             make_validations=self._make_validations(reactor, writer),
             origin=self._origin,
         )

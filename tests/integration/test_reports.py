@@ -308,3 +308,48 @@ def test_a_callback_sees_every_report_and_may_fail(tmp_path, caplog):
     run(loop, tmp_path, callbacks=[watch])
     assert watch.seen == [(1, [{"rank": 0}, {"rank": 1}], None)]
     assert "the user's own" in caplog.text
+
+
+def test_a_callback_is_told_of_the_end_with_the_error_that_fit_raises(tmp_path):
+    class Watch(train.UserCallback):
+        def __init__(self):
+            self.seen = []
+
+        def after_report(self, run_context, metrics, checkpoint):
+            self.seen.append(("report", run_context.attempt, run_context.report, run_context.train_loop_config))
+
+        def after_exception(self, run_context, worker_exceptions):
+            self.seen.append(("failure", run_context.attempt, run_context.report, sorted(worker_exceptions)))
+
+        def after_run(self, run_context, error):
+            self.seen.append(("end", run_context.attempt, run_context.report, error))
+
+    def loop(config):
+        train.report({"rate": config["rate"]})
+        raise ValueError("intentional")
+
+    def fit(function, callback):
+        train.DataParallelTrainer(
+            function,
+            train_loop_config={"rate": 0.5},
+            run_config=train.RunConfig(
+                name="told",
+                storage_path=str(tmp_path),
+                failure_config=train.FailureConfig(max_failures=1),
+                callbacks=[callback],
+            ),
+        ).fit()
+
+    failed, succeeded = Watch(), Watch()
+    with pytest.raises(train.TrainingFailedError) as raised:
+        fit(loop, failed)
+    config = {"rate": 0.5}
+    assert failed.seen == [
+        ("report", 1, 1, config),
+        ("failure", 1, None, [0]),
+        ("report", 2, 2, config),
+        ("failure", 2, None, [0]),
+        ("end", 2, None, raised.value),
+    ]
+    fit(lambda config: train.report(config), succeeded)
+    assert succeeded.seen == [("report", 3, 3, config), ("end", 3, None, None)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.checkpoint import Checkpoint
@@ -21,13 +21,17 @@ class RunContext:
         run_id: The run's own id, the same over all its drivers.
         name: Its name.
         path: Its directory.
-        attempt: The life of the worker group.
+        attempt: The life of the worker group; after the run, of the last report or failure.
+        report: The index of the report, over all attempts; None where the call is about none.
+        train_loop_config: What the trainer was given for the function.
     """
 
     run_id: str
     name: str
     path: str
     attempt: int
+    report: int | None = None
+    train_loop_config: Mapping[str, Any] | None = None
 
 
 class UserCallback:
@@ -50,12 +54,52 @@ class UserCallback:
     def after_exception(self, run_context: RunContext, worker_exceptions: Mapping[int, BaseException]) -> None:
         """A group of workers has failed; exceptions by rank."""
 
+    def after_run(self, run_context: RunContext, error: BaseException | None) -> None:
+        """`fit()` is about to return, or to raise; called once for each that opened the run, outside of the driver's loop.
 
-def call_all(callbacks: Sequence[UserCallback], call: Callable[[UserCallback], None]) -> None:
-    """Calls one hook of every callback; the user's errors stay the user's."""
-    with as_usual():  # it may start programs
-        for callback in callbacks:
-            try:
-                call(callback)
-            except Exception:
-                logger.exception("a callback failed; training goes on: %s", type(callback).__qualname__)
+        Signals are the script's own again, so what waits here ends by Ctrl-C.
+
+        Args:
+            error: What `fit()` raises, or None.
+        """
+
+
+class Callbacks:
+    """A user's callbacks during one `fit()`; their errors stay theirs."""
+
+    def __init__(self, callbacks: Sequence[UserCallback]) -> None:
+        self._callbacks = tuple(callbacks)
+        self._context: RunContext | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._callbacks)
+
+    def begin(self, context: RunContext) -> None:
+        """The run is open; the context is the one of its first attempt."""
+        self._context = context
+
+    def reported(self, attempt: int, report: int, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """Every rank has made a report."""
+        self._call(lambda each, context: each.after_report(context, metrics, checkpoint), attempt, report)
+
+    def failed(self, attempt: int, failures: Mapping[int, BaseException]) -> None:
+        """A group of workers has failed."""
+        self._call(lambda each, context: each.after_exception(context, failures), attempt)
+
+    def ended(self, error: BaseException | None) -> None:
+        """`fit()` ends; nothing happens where the run was never opened."""
+        self._call(lambda each, context: each.after_run(context, error))
+
+    def _call(
+        self, call: Callable[[UserCallback, RunContext], None], attempt: int | None = None, report: int | None = None
+    ) -> None:
+        if self._context is None:
+            return
+        context = replace(self._context, attempt=self._context.attempt if attempt is None else attempt, report=report)
+        self._context = replace(context, report=None)
+        with as_usual():  # it may start programs
+            for callback in self._callbacks:
+                try:
+                    call(callback, context)
+                except Exception:
+                    logger.exception("a callback failed, which ends nothing else: %s", type(callback).__qualname__)

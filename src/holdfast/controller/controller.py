@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import msgspec
 
 from holdfast.checks import nearest
 from holdfast.controller.attempt import Attempt
-from holdfast.controller.callbacks import RunContext, UserCallback, call_all
+from holdfast.controller.callbacks import Callbacks
 from holdfast.controller.failure import in_full, signal_name, summarise
 from holdfast.controller.limits import Limits
 from holdfast.errors import DamagedCheckpointError, StorageError, TrainingInterrupted, WorkerDiedError, WorkerStartError
@@ -83,7 +83,7 @@ class Controller:
         failure_config: FailureConfig,
         checkpoint_config: CheckpointConfig,
         limits: Limits,
-        callbacks: Sequence[UserCallback],
+        callbacks: Callbacks,
         make_validations: Callable[[Callable[[], None]], Validations] | None,
         origin: Origin | None = None,
     ) -> None:
@@ -285,8 +285,7 @@ class Controller:
         attempt = self._attempt.number if self._attempt is not None else 0
         decoded = [decode_metrics(each) for each in metrics]
         opened = self._open_checkpoint(checkpoint.name) if checkpoint is not None else None
-        context = self._context(attempt)
-        call_all(self._callbacks, lambda callback: callback.after_report(context, decoded, opened))
+        self._callbacks.reported(attempt, report, decoded, opened)
 
     def _score_of(self, checkpoint: CommittedCheckpoint, metrics: bytes) -> float | None:
         """What ranks it; the first time that there is nothing of that name a warning says what there is."""
@@ -319,11 +318,7 @@ class Controller:
             for line in in_full(failures[first]).splitlines():
                 self._observer.worker_line(first, line, is_stderr=True)
         self._observer.failed(attempt, summarise(failures), restart)
-        context = self._context(attempt)
-        call_all(self._callbacks, lambda callback: callback.after_exception(context, failures))
-
-    def _context(self, attempt: int) -> RunContext:
-        return RunContext(self._writer.run_id, self._writer.name, self._writer.store.url, attempt)
+        self._callbacks.failed(attempt, failures)
 
 
 def _stopped(signum: int) -> protocol.Refused:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import io
+import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -104,15 +106,25 @@ def _make_code(make: Callable[..., CodeType], arguments: tuple[Any, ...], file_n
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # has no types
-    """Keeps the files' names of functions that travel by value.
+    """Keeps the files' names of functions that travel by value, and knows every module.
 
-    Newer cloudpickles (seen with 3.1.3) replace them, so that the same cell of two notebooks gives the same bytes; a worker's
+    Newer cloudpickles (seen with 3.1.3) replace the names, so that the same cell of two notebooks gives the same bytes; a worker's
     traceback would then show neither where its lines stand nor what they say.
     """
 
     dispatch_table: ClassVar[Mapping[type, Callable[..., Any]]] = ChainMap(
         {CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table
     )
+
+    def reducer_override(self, value: Any) -> Any:
+        """Sends a module of a class of its own by its name.
+
+        cloudpickle does so for plain modules only. `torch.ops` is none, and it is taken along by every function that knows `torch` and
+        says `.ops` of anything.
+        """
+        if isinstance(value, ModuleType) and sys.modules.get(value.__name__) is value and type(value) is not ModuleType:
+            return importlib.import_module, (value.__name__,)
+        return super().reducer_override(value)
 
 
 def _blame(function: Callable[..., Any], config: dict[str, Any] | None, error: Exception) -> str:

@@ -18,6 +18,15 @@ def test_a_function_travels_with_its_config_and_backend():
     assert backend == BackendConfig()
 
 
+def test_a_module_of_a_class_of_its_own_travels_by_its_name():
+    torch = pytest.importorskip("torch")
+
+    def function(config):
+        return torch.ops
+
+    assert cloudpickle.loads(pack(function, None, BackendConfig()))[0](None) is torch.ops
+
+
 def test_the_variable_of_the_enclosing_function_is_named():
     lock = threading.Lock()
     with pytest.raises(SerializationError, match=r"variable 'lock' of the enclosing function \(_thread.lock\)"):
