@@ -60,7 +60,26 @@ class ShardedOnWorkers(OnWorkers):
 
 
 class DeepSpeedOnWorkers(OnWorkers):
-    """`DeepSpeedStrategy` for workers."""
+    """`DeepSpeedStrategy` for workers; on CPUs, too, where DeepSpeed was built for them and `DS_ACCELERATOR=cpu` is set."""
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this worker; with an index, which DeepSpeed asks for."""
+        import torch
+
+        device = super().root_device
+        return torch.device("cpu", 0) if device.type == "cpu" else device
+
+    def setup_environment(self) -> None:
+        """Forms DeepSpeed's group, or takes the one that is there."""
+        strategy: Any = self
+        if self.root_device.type != "cpu":
+            super().setup_environment()  # type: ignore[misc] # of Lightning's class, which comes behind this one
+            return
+        # What Lightning does, without its demand for GPUs: DeepSpeed itself has none.
+        strategy.accelerator.setup_device(self.root_device)
+        strategy.set_world_ranks()
+        strategy._init_deepspeed_distributed()
 
 
 class WorkerEnvironment:
