@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -13,13 +14,15 @@ import cloudpickle
 import pytest
 
 import holdfast as train
-from holdfast import CheckpointConfig, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from holdfast import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from holdfast.torch import TorchTrainer
 
 pytest.importorskip("lightning", reason="Lightning is not installed: pip install holdfast[lightning]")
 
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
 EPOCHS, BATCHES = 4, 6
+DDP: tuple[str, dict[str, Any]] = ("RayDDPStrategy", {})
+KILL = (0, signal.SIGKILL)
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +49,9 @@ def digits(config: dict[str, Any]) -> tuple[Any, Any, Any]:
             self.seen: list[float] = []
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            if config.get("kill") == (self.trainer.global_step, self.trainer.global_rank) and not train.get_checkpoint():
-                raise AssertionError("killed before a checkpoint")
-            if config.get("kill") == (self.trainer.global_step, self.trainer.global_rank) and not config["resumed"]:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if (self.trainer.global_step, self.trainer.global_rank) == config.get("at") and not config["resumed"]:
+                pid, signum = config["signal"]
+                os.kill(pid or os.getpid(), signum)
             self.seen.append(round(batch[0].sum().item(), 3))
             loss = torch.nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
             self.log("loss", loss, on_epoch=True, on_step=False, sync_dist=True)
@@ -63,76 +65,85 @@ def digits(config: dict[str, Any]) -> tuple[Any, Any, Any]:
             optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.7)]
 
-    loader = DataLoader(data, batch_size=8, shuffle=True, num_workers=0)
+    loader = DataLoader(data, batch_size=8, shuffle=True, num_workers=config.get("readers", 0))
     return Digits(), loader, DataLoader(data, batch_size=32)
 
 
 def fit_digits(config: dict[str, Any]) -> dict[str, Any]:
     """The guide's function."""
-    from holdfast.lightning import (
-        RayDDPStrategy,
-        RayLightningEnvironment,
-        RayTrainReportCallback,
-        prepare_trainer,
-    )
+    from holdfast import lightning
 
     checkpoint = train.get_checkpoint()
     config["resumed"] = checkpoint is not None
     model, loader, validation = digits(config)
     pl = importlib.import_module(config.get("package", "lightning.pytorch"))
-    options: dict[str, Any] = {"devices": "auto"}
-    if config.get("strategy") == "guide":
-        options |= {"strategy": RayDDPStrategy(), "plugins": [RayLightningEnvironment()]}
-    elif config.get("strategy"):
-        options |= {"strategy": config["strategy"], "devices": 2}
+    options: dict[str, Any] = {"devices": "auto", **config.get("trainer", {})}
+    if "strategy" in config:
+        name, arguments = config["strategy"]
+        strategy = getattr(lightning, name, None) or getattr(pl.strategies, name)
+        options |= {"strategy": strategy(**arguments), "plugins": [lightning.RayLightningEnvironment()]}
     trainer = pl.Trainer(
         max_epochs=config.get("epochs", EPOCHS),
         accelerator="cpu",
-        callbacks=[RayTrainReportCallback(**config.get("callback", {}))],
+        callbacks=[lightning.RayTrainReportCallback(**config.get("callback", {}))],
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
         default_root_dir=config["root"],
-        **(options | config.get("trainer", {})),
+        **options,
     )
-    trainer = prepare_trainer(trainer)
+    trainer = lightning.prepare_trainer(trainer)
     if checkpoint:
         with checkpoint.as_directory() as directory:
-            path = os.path.join(directory, RayTrainReportCallback.CHECKPOINT_NAME)
+            path = os.path.join(directory, lightning.RayTrainReportCallback.CHECKPOINT_NAME)
             trainer.fit(model, loader, validation, ckpt_path=path)
     else:
         trainer.fit(model, loader, validation)
+    state = {"step": trainer.global_step, "seen": model.seen, "strategy": type(trainer.strategy).__name__}
+    if type(model.layers[0].weight).__name__ != "Parameter" or config.get("sharded"):
+        return state
+    optimizer = trainer.optimizers[0]
     return {
+        **state,
         "weights": [parameter.detach().flatten()[:5].tolist() for parameter in model.parameters()],
-        "lr": trainer.optimizers[0].param_groups[0]["lr"],
-        "moment": trainer.optimizers[0].state_dict()["state"][0]["exp_avg"].flatten()[:5].tolist(),
-        "step": trainer.global_step,
-        "seen": model.seen,
-        "strategy": type(trainer.strategy).__name__,
+        "rate": optimizer.param_groups[0]["lr"],
+        "moment": optimizer.state_dict()["state"][0]["exp_avg"].flatten()[:5].tolist(),
     }
 
 
 def fit(tmp_path: Path, name: str, config: dict[str, Any], workers: int = 2, **options: Any) -> train.Result:
+    function = options.pop("function", fit_digits)
+    failures = FailureConfig(max_failures=options.pop("max_failures", 1))
     return TorchTrainer(
-        options.pop("function", fit_digits),
+        function,
         train_loop_config={"root": str(tmp_path), **config},
         scaling_config=ScalingConfig(num_workers=workers),
         run_config=RunConfig(
             name=name,
             storage_path=tmp_path / "runs",
             progress="plain",
-            failure_config=FailureConfig(max_failures=1),
+            failure_config=failures,
             **options,
         ),
     ).fit()
 
 
+def same(calm: train.Result, hit: train.Result) -> None:
+    for key in ("weights", "rate", "moment", "step"):
+        assert hit.return_value[key] == calm.return_value[key]
+
+
+def metrics_of(result: train.Result) -> list[dict[str, Any]]:
+    return [report["metrics"] for report in train.Run(result.path).reports()]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_worker_lost_in_mid_epoch_changes_nothing(package: str, tmp_path: Path) -> None:
-    calm = fit(tmp_path, "calm", {"package": package})
-    hit = fit(tmp_path, "hit", {"package": package, "strategy": "guide", "kill": (2 * BATCHES + 3, 1)})
-    for key in ("weights", "lr", "moment", "step"):
-        assert hit.return_value[key] == calm.return_value[key]
+    # With a process that reads ahead, too, which knows of an epoch only what it was told at its start.
+    config = {"package": package, "readers": PACKAGES.index(package)}
+    calm = fit(tmp_path, "calm", config)
+    hit = fit(tmp_path, "hit", {**config, "strategy": DDP, "at": (2 * BATCHES + 3, 1), "signal": KILL})
+    same(calm, hit)
     assert (calm.return_value["strategy"], hit.return_value["strategy"]) == ("DDPStrategy", "RayDDPStrategy")
     assert hit.return_value["seen"] == calm.return_value["seen"][2 * BATCHES :]
     reports = train.Run(hit.path).reports()
@@ -140,3 +151,119 @@ def test_a_worker_lost_in_mid_epoch_changes_nothing(package: str, tmp_path: Path
     assert [report["metrics"]["step"] for report in reports] == [BATCHES * (1 + epoch) for epoch in range(EPOCHS)]
     assert set(reports[0]["metrics"]) == {"loss", "val/accuracy", "epoch", "step"}
     assert [file.path for file in hit.checkpoint.files()] == ["checkpoint.ckpt"]
+
+
+def test_checkpoints_in_mid_epoch_lose_and_repeat_no_batch(tmp_path: Path) -> None:
+    # The fourth step, and its multiples: 12 and 24 are the last of their epochs, 8 is the second of its.
+    callback = {"every_n_train_steps": 4, "checkpoint_upload_mode": CheckpointUploadMode.ASYNC}
+    calm = fit(tmp_path, "calm", {"callback": callback})
+    hit = fit(tmp_path, "hit", {"callback": callback, "at": (10, 1), "signal": KILL})
+    assert hit.return_value["seen"] == calm.return_value["seen"][8:]
+    same(calm, hit)
+    expected = [(4, 0), (6, 0), (8, 1), (12, 1), (16, 2), (18, 2), (20, 3), (24, 3)]
+    assert [(metrics["step"], metrics["epoch"]) for metrics in metrics_of(hit)] == expected
+    assert [metrics["step"] for _, metrics in hit.best_checkpoints] == [4, 8, 12, 16, 20, 24]
+
+
+SHARDED = {
+    "fsdp": (
+        "RayFSDPStrategy",
+        {"state_dict_type": "sharded"},
+        {".metadata", "__0_0.distcp", "__1_0.distcp", "meta.pt"},
+    ),
+    "fsdp-full": ("RayFSDPStrategy", {}, None),
+    "zero-2": (
+        "RayDeepSpeedStrategy",
+        {"stage": 2},
+        {"mp_rank_00_model_states.pt", *(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1))},
+    ),
+    "zero-3": (
+        "RayDeepSpeedStrategy",
+        {"stage": 3},
+        {f"zero_pp_rank_{rank}_mp_rank_00_{part}_states.pt" for rank in (0, 1) for part in ("model", "optim")},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["fsdp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fsdp-full", "zero-2", "zero-3"))]
+)
+def test_each_rank_saves_its_shards_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, arguments, expected = SHARDED[kind]
+    if "DeepSpeed" in name:
+        if importlib.util.find_spec("deepspeed") is None:
+            pytest.skip("DeepSpeed is not installed: pip install deepspeed")
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    config = {"strategy": (name, arguments), "sharded": True, "trainer": {"enable_checkpointing": False}}
+    calm = fit(tmp_path, "calm", config)
+    hit = fit(tmp_path, "hit", {**config, "at": (2 * BATCHES + 3, 1), "signal": KILL})
+    assert hit.return_value["seen"] == calm.return_value["seen"][2 * BATCHES :]
+    assert metrics_of(hit) == metrics_of(calm)
+    files = [Path(file.path) for file in hit.checkpoint.files()]
+    assert {file.parts[0] for file in files} == {"checkpoint.ckpt"}
+    if expected is None:
+        assert len(files) == 1
+    else:
+        assert {file.name for file in files} >= expected
+        assert len(files) == len({file.name for file in files})
+
+
+def test_a_stop_goes_on_where_it_was(tmp_path: Path) -> None:
+    with pytest.raises(train.TrainingInterrupted) as stopped:
+        fit(tmp_path, "stopped", {"at": (2 * BATCHES + 3, 0), "signal": (os.getpid(), signal.SIGINT)})
+    assert stopped.value.result.metrics["step"] >= 2 * BATCHES
+    result = fit(tmp_path, "stopped", {"callback": {"checkpoint_upload_mode": CheckpointUploadMode.ASYNC}})
+    assert result.return_value["step"] == EPOCHS * BATCHES
+    assert [metrics["epoch"] for metrics in metrics_of(result)] == list(range(EPOCHS))
+
+
+def test_a_trainer_that_would_train_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(train.TrainingFailedError) as failed:
+        fit(tmp_path, "alone", {"trainer": {"devices": 1}}, max_failures=0)
+    error = failed.value.worker_failures[1]
+    assert isinstance(error, train.ConfigurationError)
+    assert "worker 1 of 2 takes itself for rank 0 of 1" in str(error)
+    assert "RayDDPStrategy()" in str(error)
+
+
+def guide_callback(config: dict[str, Any]) -> None:
+    """The guide's callback as it stands: `global_rank` holds whether it is the lowest, and is then compared with 0."""
+    from tempfile import TemporaryDirectory
+
+    import lightning.pytorch as pl
+
+    from holdfast.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    class CustomRayTrainReportCallback(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            should_checkpoint = trainer.current_epoch % 3 == 0
+            with TemporaryDirectory() as directory:
+                metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+                checkpoint = None
+                global_rank = train.get_context().get_world_rank() == 0
+                if global_rank == 0 and should_checkpoint:
+                    path = os.path.join(directory, "ckpt.pt")
+                    trainer.save_checkpoint(path, weights_only=False)
+                    checkpoint = train.Checkpoint.from_directory(directory)
+                train.report(metrics=metrics, checkpoint=checkpoint)
+
+    model, loader, _ = digits({**config, "resumed": True})
+    pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[CustomRayTrainReportCallback()],
+        strategy=RayDDPStrategy(),
+        plugins=[RayLightningEnvironment()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        logger=False,
+    ).fit(model, loader)
+
+
+def test_the_slip_in_the_guides_callback_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    limits = {"late_rank_warning_s": 0.5, "late_rank_timeout_s": 2.0}
+    with pytest.raises(train.TrainingFailedError, match=r"rank 0 waits in report.* for rank 1"):
+        fit(tmp_path, "slip", {}, function=guide_callback, max_failures=0, **limits)
+    told = capfd.readouterr().err
+    assert "stacks of rank 1 follow" in told
+    assert "in save_checkpoint" in told

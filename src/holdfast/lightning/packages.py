@@ -110,6 +110,7 @@ class ByPackage:
         return self._classes[bases]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """An object of the class for the package that this process uses."""
         return self.of(*packages_in_use())(*args, **kwargs)
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:

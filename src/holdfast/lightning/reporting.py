@@ -6,7 +6,7 @@ from typing import Any
 
 from holdfast.checks import check_int, check_member
 from holdfast.config import CheckpointUploadMode, ValidationTaskConfig
-from holdfast.lightning.resuming import skip_seen_batches
+from holdfast.lightning.resuming import resume_data
 from holdfast.lightning.saving import saved
 from holdfast.lightning.trainer import check_spans_workers, know_workers
 from holdfast.worker.report import report
@@ -67,7 +67,7 @@ class ReportHooks:
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Finds the place in an epoch that was begun before."""
-        skip_seen_batches(trainer)
+        resume_data(trainer)
         self._seen_step = trainer.global_step
         self._saved_step = None
 
