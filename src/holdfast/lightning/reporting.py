@@ -82,6 +82,8 @@ class ReportHooks:
         number = trainer.current_epoch + 1
         due = self._every_n_epochs is not None and number % self._every_n_epochs == 0
         due = self._steps_are_due(trainer.global_step) or due or _is_last(trainer)
+        # One that was stopped after a step that had its turn has been saved as it is.
+        due = due and self._saved_step != trainer.global_step
         self._report(trainer, trainer.current_epoch, with_checkpoint=due)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

@@ -31,10 +31,8 @@ def resume_data(trainer: Any) -> None:
     if not resumed or any(hasattr(loader, "load_state_dict") for loader in loaders):
         return
     for loader in loaders:
-        for sampler in (
-            getattr(loader, "sampler", None),
-            getattr(getattr(loader, "batch_sampler", None), "sampler", None),
-        ):
+        for source in (loader, getattr(loader, "batch_sampler", None)):
+            sampler: Any = getattr(source, "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(loop.epoch_progress.current.processed)
     iter(fetcher)

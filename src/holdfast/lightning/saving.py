@@ -30,7 +30,7 @@ def saved(trainer: Any, name: str) -> Iterator[Checkpoint | None]:
     """
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(staging_directory()) if get_context().get_world_rank() == 0 else None
-        directory = broadcast_from_rank_zero(own)
+        directory: Any = broadcast_from_rank_zero(own)
         with _written_straight(trainer):
             trainer.save_checkpoint(os.path.join(directory, name), weights_only=False)
         # It has waited for every rank: all shards are there.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from holdfast.errors import ConfigurationError
 from holdfast.lightning.trainer import know_workers
-from holdfast.worker.context import get_context
+from holdfast.worker.context import get_context, is_inside
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +33,16 @@ class OnWorkers:
         context = get_context()
         return {"num_replicas": context.get_world_size(), "rank": context.get_world_rank()}
 
+    def _configure_launcher(self) -> None:
+        """None: the processes are there. Lightning refuses what starts some in a notebook."""
+
 
 class ShardedOnWorkers(OnWorkers):
-    """`FSDPStrategy` for workers; on CPUs, too, to try a script before it gets its GPUs."""
+    """`FSDPStrategy` for workers; on CPUs, too, to try a script before it gets its GPUs.
+
+    Raises:
+        ConfigurationError: At the start of training: a state that torch cannot save on a CPU.
+    """
 
     def _setup_model(self, model: Any) -> Any:
         strategy: Any = super()
@@ -43,9 +51,14 @@ class ShardedOnWorkers(OnWorkers):
         import torch
         from torch.distributed.fsdp import FullyShardedDataParallel
 
+        settings: Any = self
+        if settings._state_dict_type == "full":
+            raise ConfigurationError(
+                "torch crashes where it gathers the full state of FSDP on a CPU; pass "
+                "RayFSDPStrategy(state_dict_type='sharded'), or train on GPUs"
+            )
         # Without a device FSDP looks for an accelerator, and refuses to work where there is none; Lightning names none
         # for a CPU. A model that is wrapped already is left alone by it.
-        settings: Any = self
         if not any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
             model = FullyShardedDataParallel(
                 module=model,
@@ -107,8 +120,6 @@ class WorkerEnvironment:
     @staticmethod
     def detect() -> bool:
         """Whether this process is a worker."""
-        from holdfast.worker.context import is_inside
-
         return is_inside()
 
     def world_size(self) -> int:
