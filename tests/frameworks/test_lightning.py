@@ -19,6 +19,8 @@ from holdfast import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConf
 from holdfast.torch import TorchTrainer
 
 pytest.importorskip("lightning", reason="Lightning is not installed: pip install holdfast[lightning]")
+if importlib.util.find_spec("pytorch_lightning") is None:
+    pytest.skip("pytorch_lightning is not installed: pip install pytorch-lightning", allow_module_level=True)
 
 PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
 EPOCHS, BATCHES = 4, 6
@@ -48,6 +50,12 @@ def digits(config: dict[str, Any]) -> tuple[Any, Any, Any]:
             super().__init__()
             self.layers = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
             self.seen: list[float] = []
+
+        def configure_model(self) -> None:
+            if config.get("fully_shard"):
+                from torch.distributed.fsdp import fully_shard
+
+                fully_shard(self.layers, mesh=self.device_mesh["data_parallel"])
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             if (self.trainer.global_step, self.trainer.global_rank) == config.get("at") and not config["resumed"]:
@@ -172,6 +180,11 @@ SHARDED = {
         {"state_dict_type": "sharded"},
         {".metadata", "__0_0.distcp", "__1_0.distcp", "meta.pt"},
     ),
+    "fsdp2": (
+        "ModelParallelStrategy",
+        {"data_parallel_size": 2, "tensor_parallel_size": 1},
+        {".metadata", "__0_0.distcp", "__1_0.distcp", "meta.pt"},
+    ),
     "zero-2": (
         "RayDeepSpeedStrategy",
         {"stage": 2},
@@ -186,7 +199,7 @@ SHARDED = {
 
 
 @pytest.mark.parametrize(
-    "kind", ["fsdp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("zero-2", "zero-3"))]
+    "kind", ["fsdp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fsdp2", "zero-2", "zero-3"))]
 )
 def test_each_rank_saves_its_shards_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, arguments, expected = SHARDED[kind]
@@ -194,7 +207,12 @@ def test_each_rank_saves_its_shards_once(kind: str, tmp_path: Path, monkeypatch:
         if importlib.util.find_spec("deepspeed") is None:
             pytest.skip("DeepSpeed is not installed: pip install deepspeed")
         monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    config = {"strategy": (name, arguments), "sharded": True, "trainer": {"enable_checkpointing": False}}
+    config = {
+        "strategy": (name, arguments),
+        "sharded": True,
+        "fully_shard": kind == "fsdp2",
+        "trainer": {"enable_checkpointing": False},
+    }
     calm = fit(tmp_path, "calm", config)
     hit = fit(tmp_path, "hit", {**config, "at": (2 * BATCHES + 3, 1), "signal": KILL})
     assert hit.return_value["seen"] == calm.return_value["seen"][2 * BATCHES :]
