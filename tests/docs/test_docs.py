@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -16,6 +17,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONTINUES = "<!-- continues -->"
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+FRAMEWORK = re.compile(
+    r"^\s*(?:import|from) (lightning|pytorch_lightning|transformers|keras|tensorflow|xgboost|lightgbm|mlflow|wandb)\b",
+    re.MULTILINE,
+)
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#(?P<anchor>[^)]+))?\)")
 
 
@@ -56,12 +61,18 @@ PROGRAMS = list(programs())
 def test_examples_run(source: str, tmp_path: Path) -> None:
     if re.search(r"^(import|from) (torch|holdfast\.torch)", source, re.MULTILINE):
         pytest.importorskip("torch", reason="torch is not installed: pip install holdfast[torch]")
+    frameworks = {found[1] for found in FRAMEWORK.finditer(source)}
+    for name in frameworks:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install holdfast[frameworks]")
+    # Frameworks warn of themselves, of what a newer torch deprecates, say: nothing that a page could change.
+    strict = [] if frameworks else ["-W", "error"]
     # A script, not `-c`: users' functions have a file, and a function without one is a case of its own.
     script = tmp_path / "example.py"
     script.write_text(source)
     home = {"HOME": str(tmp_path), "HOLDFAST_PROGRESS": "plain"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
+        [sys.executable, *strict, str(script)],
         cwd=tmp_path,
         env={**os.environ, **home},
         capture_output=True,

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def digits(config: dict[str, Any]) -> tuple[Any, Any, Any]:
             if (self.trainer.global_step, self.trainer.global_rank) == config.get("at") and not config["resumed"]:
                 pid, signum = config["signal"]
                 os.kill(pid or os.getpid(), signum)
+                time.sleep(60)  # until the driver has it stopped
             self.seen.append(round(batch[0].sum().item(), 3))
             loss = torch.nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
             self.log("loss", loss, on_epoch=True, on_step=False, sync_dist=True)
