@@ -1,0 +1,444 @@
+"""PyTorch Lightning on two workers: what is reported, what a resumed run does, whichever of its two packages is used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+import holdfast as train
+from holdfast import CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from holdfast.torch import TorchTrainer
+
+pytest.importorskip("lightning", reason="Lightning is not installed: pip install holdfast[lightning]")
+if importlib.util.find_spec("pytorch_lightning") is None:
+    pytest.skip("pytorch_lightning is not installed: pip install pytorch-lightning", allow_module_level=True)
+
+PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
+EPOCHS, BATCHES = 4, 6
+DDP: tuple[str, dict[str, Any]] = ("RayDDPStrategy", {})
+KILL = (0, signal.SIGKILL)
+
+
+@pytest.fixture(autouse=True)
+def _functions_travel_by_value() -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def digits(config: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """A Lightning module, and loaders of images of digits: a small model that has all that a resumed run must get back."""
+    import torch
+    from sklearn.datasets import load_digits
+    from torch.utils.data import DataLoader, TensorDataset
+
+    pl = importlib.import_module(config.get("package", "lightning.pytorch"))
+    torch.manual_seed(7)
+    images, labels = load_digits(return_X_y=True)
+    size = config.get("batches", BATCHES) * 8 * train.get_context().get_world_size()
+    data = TensorDataset(torch.tensor(images[:size], dtype=torch.float32) / 16, torch.tensor(labels[:size]))
+
+    class Digits(pl.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+            self.seen: list[float] = []
+
+        def configure_model(self) -> None:
+            if config.get("fully_shard"):
+                from torch.distributed.fsdp import fully_shard
+
+                fully_shard(self.layers, mesh=self.device_mesh["data_parallel"])
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if (self.trainer.global_step, self.trainer.global_rank) == config.get("at") and not config["resumed"]:
+                pid, signum = config["signal"]
+                os.kill(pid or os.getpid(), signum)
+                time.sleep(60)  # until the driver has it stopped
+            self.seen.append(round(batch[0].sum().item(), 3))
+            loss = torch.nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
+            self.log("loss", loss, on_epoch=True, on_step=False, sync_dist=True)
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            right = (self.layers(batch[0]).argmax(1) == batch[1]).float().mean()
+            self.log("val/accuracy", right, sync_dist=True)
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.7)]
+
+    loader = DataLoader(data, batch_size=8, shuffle=True, num_workers=config.get("readers", 0))
+    return Digits(), loader, DataLoader(data, batch_size=32)
+
+
+def fit_digits(config: dict[str, Any]) -> dict[str, Any]:
+    """The guide's function."""
+    from holdfast import lightning
+
+    checkpoint = train.get_checkpoint()
+    config["resumed"] = checkpoint is not None
+    model, loader, validation = digits(config)
+    pl = importlib.import_module(config.get("package", "lightning.pytorch"))
+    options: dict[str, Any] = {"devices": "auto", **config.get("trainer", {})}
+    if "strategy" in config:
+        name, arguments = config["strategy"]
+        strategy = getattr(lightning, name, None) or getattr(pl.strategies, name)
+        options |= {"strategy": strategy(**arguments), "plugins": [lightning.RayLightningEnvironment()]}
+    trainer = pl.Trainer(
+        max_epochs=config.get("epochs", EPOCHS),
+        accelerator="cpu",
+        callbacks=[lightning.RayTrainReportCallback(**config.get("callback", {}))],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        default_root_dir=config["root"],
+        **options,
+    )
+    trainer = lightning.prepare_trainer(trainer)
+    if checkpoint:
+        with checkpoint.as_directory() as directory:
+            path = os.path.join(directory, lightning.RayTrainReportCallback.CHECKPOINT_NAME)
+            trainer.fit(model, loader, validation, ckpt_path=path)
+    else:
+        trainer.fit(model, loader, validation)
+    state = {"step": trainer.global_step, "seen": model.seen, "strategy": type(trainer.strategy).__name__}
+    if type(model.layers[0].weight).__name__ != "Parameter" or config.get("sharded"):
+        return state
+    optimizer = trainer.optimizers[0]
+    return {
+        **state,
+        "weights": [parameter.detach().flatten()[:5].tolist() for parameter in model.parameters()],
+        "rate": optimizer.param_groups[0]["lr"],
+        "moment": optimizer.state_dict()["state"][0]["exp_avg"].flatten()[:5].tolist(),
+    }
+
+
+def fit(tmp_path: Path, name: str, config: dict[str, Any], workers: int = 2, **options: Any) -> train.Result:
+    function = options.pop("function", fit_digits)
+    failures = FailureConfig(max_failures=options.pop("max_failures", 1))
+    return TorchTrainer(
+        function,
+        train_loop_config={"root": str(tmp_path), **config},
+        scaling_config=ScalingConfig(num_workers=workers),
+        run_config=RunConfig(
+            name=name,
+            storage_path=tmp_path / "runs",
+            progress="plain",
+            failure_config=failures,
+            **options,
+        ),
+    ).fit()
+
+
+def same(calm: train.Result, hit: train.Result) -> None:
+    for key in ("weights", "rate", "moment", "step"):
+        assert hit.return_value[key] == calm.return_value[key]
+
+
+def metrics_of(result: train.Result) -> list[dict[str, Any]]:
+    return [report["metrics"] for report in train.Run(result.path).reports()]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_worker_lost_in_mid_epoch_changes_nothing(package: str, tmp_path: Path) -> None:
+    # With a process that reads ahead, too, which knows of an epoch only what it was told at its start.
+    config = {"package": package, "readers": PACKAGES.index(package)}
+    calm = fit(tmp_path, "calm", config)
+    hit = fit(tmp_path, "hit", {**config, "strategy": DDP, "at": (2 * BATCHES + 3, 1), "signal": KILL})
+    same(calm, hit)
+    assert (calm.return_value["strategy"], hit.return_value["strategy"]) == ("DDPStrategy", "RayDDPStrategy")
+    assert hit.return_value["seen"] == calm.return_value["seen"][2 * BATCHES :]
+    reports = train.Run(hit.path).reports()
+    assert [report["metrics"]["epoch"] for report in reports] == list(range(EPOCHS))
+    assert [report["metrics"]["step"] for report in reports] == [BATCHES * (1 + epoch) for epoch in range(EPOCHS)]
+    assert set(reports[0]["metrics"]) == {"loss", "val/accuracy", "epoch", "step"}
+    assert [file.path for file in hit.checkpoint.files()] == ["checkpoint.ckpt"]
+
+
+def test_checkpoints_in_mid_epoch_lose_and_repeat_no_batch(tmp_path: Path) -> None:
+    # The fourth step, and its multiples: 12 and 24 are the last of their epochs, 8 is the second of its.
+    callback = {"every_n_train_steps": 4, "checkpoint_upload_mode": CheckpointUploadMode.ASYNC}
+    calm = fit(tmp_path, "calm", {"callback": callback})
+    hit = fit(tmp_path, "hit", {"callback": callback, "at": (10, 1), "signal": KILL})
+    assert hit.return_value["seen"] == calm.return_value["seen"][8:]
+    same(calm, hit)
+    expected = [(4, 0), (6, 0), (8, 1), (12, 1), (16, 2), (18, 2), (20, 3), (24, 3)]
+    assert [(metrics["step"], metrics["epoch"]) for metrics in metrics_of(hit)] == expected
+    assert [metrics["step"] for _, metrics in hit.best_checkpoints] == [4, 8, 12, 16, 20, 24]
+
+
+SHARDED = {
+    "fsdp": (
+        "RayFSDPStrategy",
+        {"state_dict_type": "sharded"},
+        {".metadata", "__0_0.distcp", "__1_0.distcp", "meta.pt"},
+    ),
+    "fsdp2": (
+        "ModelParallelStrategy",
+        {"data_parallel_size": 2, "tensor_parallel_size": 1},
+        {".metadata", "__0_0.distcp", "__1_0.distcp", "meta.pt"},
+    ),
+    "zero-2": (
+        "RayDeepSpeedStrategy",
+        {"stage": 2},
+        {"mp_rank_00_model_states.pt", *(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1))},
+    ),
+    "zero-3": (
+        "RayDeepSpeedStrategy",
+        {"stage": 3},
+        {f"zero_pp_rank_{rank}_mp_rank_00_{part}_states.pt" for rank in (0, 1) for part in ("model", "optim")},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["fsdp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fsdp2", "zero-2", "zero-3"))]
+)
+def test_each_rank_saves_its_shards_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, arguments, expected = SHARDED[kind]
+    if "DeepSpeed" in name:
+        if importlib.util.find_spec("deepspeed") is None:
+            pytest.skip("DeepSpeed is not installed: pip install deepspeed")
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    config = {
+        "strategy": (name, arguments),
+        "sharded": True,
+        "fully_shard": kind == "fsdp2",
+        "trainer": {"enable_checkpointing": False},
+    }
+    calm = fit(tmp_path, "calm", config)
+    hit = fit(tmp_path, "hit", {**config, "at": (2 * BATCHES + 3, 1), "signal": KILL})
+    assert hit.return_value["seen"] == calm.return_value["seen"][2 * BATCHES :]
+    assert metrics_of(hit) == metrics_of(calm)
+    files = [Path(file.path) for file in hit.checkpoint.files()]
+    assert {file.parts[0] for file in files} == {"checkpoint.ckpt"}
+    assert {file.name for file in files} >= expected
+    assert len(files) == len({file.name for file in files})
+
+
+def test_a_stop_goes_on_where_it_was(tmp_path: Path) -> None:
+    with pytest.raises(train.TrainingInterrupted) as stopped:
+        fit(tmp_path, "stopped", {"at": (2 * BATCHES + 3, 0), "signal": (os.getpid(), signal.SIGINT)})
+    assert stopped.value.result.metrics["step"] >= 2 * BATCHES
+    result = fit(tmp_path, "stopped", {"callback": {"checkpoint_upload_mode": CheckpointUploadMode.ASYNC}})
+    assert result.return_value["step"] == EPOCHS * BATCHES
+    assert [metrics["epoch"] for metrics in metrics_of(result)] == list(range(EPOCHS))
+
+
+def test_a_trainer_that_would_train_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(train.TrainingFailedError) as failed:
+        fit(tmp_path, "alone", {"trainer": {"devices": 1}}, max_failures=0)
+    error = failed.value.worker_failures[1]
+    assert isinstance(error, train.ConfigurationError)
+    assert "worker 1 of 2 takes itself for rank 0 of 1" in str(error)
+    assert "RayDDPStrategy()" in str(error)
+
+
+def guide_callback(config: dict[str, Any]) -> None:
+    """The guide's callback as it stands: `global_rank` holds whether it is the lowest, and is then compared with 0."""
+    from tempfile import TemporaryDirectory
+
+    import lightning.pytorch as pl
+
+    from holdfast.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    class CustomRayTrainReportCallback(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            should_checkpoint = trainer.current_epoch % 3 == 0
+            with TemporaryDirectory() as directory:
+                metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+                checkpoint = None
+                global_rank = train.get_context().get_world_rank() == 0
+                if global_rank == 0 and should_checkpoint:
+                    path = os.path.join(directory, "ckpt.pt")
+                    trainer.save_checkpoint(path, weights_only=False)
+                    checkpoint = train.Checkpoint.from_directory(directory)
+                train.report(metrics=metrics, checkpoint=checkpoint)
+
+    model, loader, _ = digits({**config, "resumed": True})
+    pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[CustomRayTrainReportCallback()],
+        strategy=RayDDPStrategy(),
+        plugins=[RayLightningEnvironment()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        logger=False,
+    ).fit(model, loader)
+
+
+def test_the_slip_in_the_guides_callback_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    limits = {"late_rank_warning_s": 0.5, "late_rank_timeout_s": 2.0}
+    with pytest.raises(train.TrainingFailedError, match=r"rank 0 waits in report.* for rank 1"):
+        fit(tmp_path, "slip", {}, function=guide_callback, max_failures=0, **limits)
+    told = capfd.readouterr().err
+    assert "stacks of rank 1 follow" in told
+    assert "in save_checkpoint" in told
+
+
+def one_after_another(config: dict[str, Any]) -> list[str]:
+    """Several small trainings in one worker, with all that users put beside the callback."""
+    import lightning.pytorch as pl
+    import pytorch_lightning
+    from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+    from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
+
+    from holdfast.lightning import (
+        RayDDPStrategy,
+        RayFSDPStrategy,
+        RayLightningEnvironment,
+        RayTrainReportCallback,
+        ReportCallback,
+    )
+
+    def run(package: Any, callbacks: Any, epochs: int = 4, **options: Any) -> Any:
+        model, loader, validation = digits({**config, "package": package.__name__, "resumed": True, "batches": 2})
+        options = {"enable_checkpointing": False, **options}
+        trainer = package.Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            callbacks=callbacks,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=config["root"],
+            **options,
+        )
+        trainer.fit(model, loader, validation)
+        return trainer
+
+    class Mine(RayTrainReportCallback):  # type: ignore[valid-type, misc]
+        CHECKPOINT_NAME = "mine.ckpt"
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            super().on_train_epoch_end(trainer, pl_module)
+            train.report({"mine": trainer.current_epoch})
+
+    class Stops(Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step == 3
+
+    written = []
+
+    class Recorder(TorchCheckpointIO):  # type: ignore[misc]
+        def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            written.append(os.path.basename(path))
+
+    # Both packages are imported: either's trainer takes the callback and the environment, also by themselves.
+    assert RayTrainReportCallback is ReportCallback
+    callback = RayTrainReportCallback(every_n_epochs=3)
+    assert isinstance(callback, RayTrainReportCallback)
+    assert isinstance(callback, Callback)
+    assert issubclass(Mine, RayTrainReportCallback)
+    run(pytorch_lightning, callback)
+    # Strategies belong to one of them, here told by the model that was made, or to be said.
+    strategy = RayDDPStrategy.of(pl)(find_unused_parameters=False)
+    trainer = run(pl, [Mine()], 1, strategy=strategy, plugins=RayLightningEnvironment())
+    assert isinstance(trainer.strategy, RayDDPStrategy)
+    run(pl, [RayTrainReportCallback(every_n_train_steps=3), Stops()])
+    with pytest.raises(train.ConfigurationError, match="state_dict_type='sharded'"):
+        run(pl, [RayTrainReportCallback()], strategy=RayFSDPStrategy.of(pl)(), plugins=[RayLightningEnvironment()])
+    # A save that returns before there is a file; what else writes checkpoints keeps doing so.
+    keeps = ModelCheckpoint(dirpath=config["root"], filename="own", monitor="val/accuracy", mode="max")
+    stops = EarlyStopping(monitor="val/accuracy", mode="max", patience=0, min_delta=2.0)
+    plugins = [AsyncCheckpointIO(Recorder())]
+    run(pl, [RayTrainReportCallback(), keeps, stops], enable_checkpointing=True, plugins=plugins)
+    return written
+
+
+def test_what_users_put_beside_it(tmp_path: Path) -> None:
+    result = fit(tmp_path, "beside", {}, workers=1, function=one_after_another)
+    reports = [
+        (metrics.get("step"), metrics.get("mine"), report["checkpoint"] is not None)
+        for report in train.Run(result.path).reports()
+        for metrics in [report["metrics"]]
+    ]
+    every_third = [(2, None, False), (4, None, False), (6, None, True), (8, None, True)]
+    mine = [(2, None, True), (None, 0, False)]
+    stopped = [(2, None, False), (3, None, True), (3, None, False)]
+    early = [(2, None, True), (4, None, True)]
+    assert reports == [*every_third, *mine, *stopped, *early]
+    names = [next(iter(entry.checkpoint.files())).path for entry in train.Run(result.path).checkpoints]
+    assert names == ["checkpoint.ckpt", "checkpoint.ckpt", "mine.ckpt", *["checkpoint.ckpt"] * 3]
+    assert {"checkpoint.ckpt", "own.ckpt"} == set(result.return_value)
+
+
+def test_without_workers_also_in_a_notebook(tmp_path: Path) -> None:
+    script = f"""
+import sys
+
+sys.ps1 = ">>> "  # what a notebook has, by which Lightning knows it
+import lightning.pytorch as pl
+import torch
+
+import holdfast as train
+from holdfast.lightning import RayDDPStrategy, RayLightningEnvironment, RayTrainReportCallback
+from holdfast.torch import TorchTrainer
+
+
+class Line(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, index):
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def work():
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        strategy=RayDDPStrategy(),
+        plugins=[RayLightningEnvironment()],
+        callbacks=[RayTrainReportCallback()],
+        logger=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(Line(), torch.utils.data.DataLoader(torch.ones(4, 1)))
+
+
+config = train.RunConfig(name="notebook", storage_path={str(tmp_path)!r})
+scaling = train.ScalingConfig(num_workers=0)
+result = TorchTrainer(work, scaling_config=scaling, run_config=config).fit()
+print(result.metrics, [file.path for file in result.checkpoint.files()])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "{'epoch': 1, 'step': 8} ['checkpoint.ckpt']" in done.stdout
+
+
+def test_arguments_are_checked_where_they_are_written() -> None:
+    from holdfast.lightning import RayTrainReportCallback
+
+    for wrong in ({"every_n_epochs": 0}, {"every_n_train_steps": 1.5}, {"checkpoint_upload_mode": "ASYNC"}):
+        with pytest.raises(train.ConfigurationError, match=next(iter(wrong))):
+            RayTrainReportCallback(**wrong)
+
+
+def test_names_are_those_of_the_guide() -> None:
+    import holdfast.lightning
+
+    assert holdfast.lightning.RayTrainReportCallback.CHECKPOINT_NAME == "checkpoint.ckpt"
+    for name in holdfast.lightning.__all__:
+        assert getattr(holdfast.lightning, name).__doc__
+    travelled = cloudpickle.loads(cloudpickle.dumps(holdfast.lightning.RayDDPStrategy))
+    assert travelled is holdfast.lightning.RayDDPStrategy
+    with pytest.raises(train.ConfigurationError, match=r"a Trainer of lightning or pytorch_lightning"):
+        holdfast.lightning.prepare_trainer(object())
