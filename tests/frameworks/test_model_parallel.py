@@ -266,6 +266,7 @@ def megatron(config):
             report(step, residual.square().sum() * size, directory)
 
 
+@pytest.mark.slow  # its example in docs/ runs with the others
 @needs("megatron")
 def test_megatron_core_shards_come_back_after_a_kill_and_on_another_number_of_ranks(tmp_path):
     import torch
