@@ -131,7 +131,7 @@ def fit(tmp_path: Path, name: str, config: dict[str, Any], workers: int = 2, **o
         scaling_config=ScalingConfig(num_workers=workers),
         run_config=RunConfig(
             name=name,
-            storage_path=tmp_path / "runs",
+            storage_path=options.pop("storage_path", tmp_path / "runs"),
             progress="plain",
             failure_config=failures,
             **options,
@@ -223,6 +223,17 @@ def test_each_rank_saves_its_shards_once(kind: str, tmp_path: Path, monkeypatch:
     assert {file.parts[0] for file in files} == {"checkpoint.ckpt"}
     assert {file.name for file in files} >= expected
     assert len(files) == len({file.name for file in files})
+
+
+@pytest.mark.slow
+def test_shards_in_a_bucket(tmp_path: Path, url: str) -> None:
+    callback = {"every_n_train_steps": 4, "checkpoint_upload_mode": CheckpointUploadMode.ASYNC}
+    config = {"strategy": SHARDED["fsdp"][:2], "sharded": True, "callback": callback}
+    calm = fit(tmp_path, "calm", config)
+    hit = fit(tmp_path, "hit", {**config, "at": (10, 0), "signal": KILL}, storage_path=url)
+    assert hit.return_value["seen"] == calm.return_value["seen"][8:]
+    assert hit.metrics == calm.metrics
+    assert hit.checkpoint.verify() == []
 
 
 def test_a_stop_goes_on_where_it_was(tmp_path: Path) -> None:
