@@ -17,7 +17,8 @@ class ReportHooks:
 
     The metrics are `trainer.callback_metrics`, `epoch` and `step`; the checkpoint is what `trainer.save_checkpoint` saves,
     under the name `CHECKPOINT_NAME`: a file, or with FSDP's sharded state and DeepSpeed a directory to which each rank adds
-    its shards. `trainer.fit(..., ckpt_path=...)` takes it.
+    its shards. `trainer.fit(..., ckpt_path=...)` takes it. Training that ends with a state that no checkpoint has reports once
+    more.
 
     Args:
         checkpoint_upload_mode: As for `report`; with `ASYNC` training waits for the saving alone. `SYNC` by default.
@@ -26,8 +27,6 @@ class ReportHooks:
             steps are given.
         every_n_train_steps: So many steps of the optimizer lie between two checkpoints, which are reported in the midst of
             epochs, each with the metrics as they are then.
-
-    Training that ends with a state that is not in the last checkpoint reports once more.
 
     Raises:
         ConfigurationError: An argument cannot work; in training: the trainer does not span the workers.
