@@ -30,4 +30,5 @@ def test_each_worker_gets_its_own_or_all_of_the_group(monkeypatch):
     gpus = ["4", "5", "6", "7"]
     assert gpu_variables(gpus, 1, 2, shared=False) == {"CUDA_VISIBLE_DEVICES": "6,7"}
     assert gpu_variables(gpus, 1, 2, shared=True) == {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
-    assert gpu_variables([], 1, 0, shared=False) == {}
+    assert gpu_variables([], 1, 0, shared=False) == {"CUDA_VISIBLE_DEVICES": ""}
+    assert gpu_variables(gpus, 1, 0, shared=True) == {"CUDA_VISIBLE_DEVICES": ""}

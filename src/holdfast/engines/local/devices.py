@@ -56,8 +56,9 @@ def check_gpus(scaling: ScalingConfig, num_workers: int) -> list[str]:
 
 
 def gpu_variables(gpus: list[str], local_rank: int, per_worker: int, *, shared: bool) -> dict[str, str]:
-    """`CUDA_VISIBLE_DEVICES` for one worker: its own devices, or all of the group's in local rank order."""
-    if not per_worker:
-        return {}
-    own = gpus if shared else gpus[local_rank * per_worker : (local_rank + 1) * per_worker]
+    """`CUDA_VISIBLE_DEVICES` for one worker: its own devices, or all of the group's in local rank order.
+
+    A worker that was given none sees none: a framework that looks for itself would take all, on every worker.
+    """
+    own = gpus if shared and per_worker else gpus[local_rank * per_worker : (local_rank + 1) * per_worker]
     return {_VISIBLE: ",".join(own)}
