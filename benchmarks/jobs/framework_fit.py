@@ -67,9 +67,8 @@ def loop(config):
 
             callbacks = [RayTrainReportCallback()]
         elif library == "holdfast_async":
-            from holdfast.lightning import RayTrainReportCallback
-
             from holdfast import CheckpointUploadMode
+            from holdfast.lightning import RayTrainReportCallback
 
             callbacks = [RayTrainReportCallback(checkpoint_upload_mode=CheckpointUploadMode.ASYNC)]
         if library == "ray":
