@@ -290,6 +290,41 @@ def test_interrupts_at_any_moment_leave_the_next_calls_as_they_should_be(tmp_pat
     assert steps_kept(tmp_path) == [99]
 
 
+def test_a_rank_that_holds_the_others_up_is_named_although_none_waits_for_it_in_a_call(tmp_path):
+    def loop(config):
+        if train.get_context().get_world_rank() == 1:
+            report_step(1)
+            await_file(Path(config["base"], "never"))
+        for step in range(1, 5):
+            report_step(step)
+
+    with pytest.raises(train.WorkerGroupError) as caught:
+        run(loop, tmp_path, workers=2, max_pending_checkpoints=1, late_rank_warning_s=0.5, late_rank_timeout_s=1)
+    assert "cannot be completed without rank 1" in str(caught.value.worker_failures[0])
+
+
+def test_a_report_that_an_interrupt_ends_while_it_waits_for_room_does_not_change_places(tmp_path):
+    def loop(config):
+        base, rank = Path(config["base"]), train.get_context().get_world_rank()
+        if rank == 1:
+            await_file(base / "interrupted")
+        for step in range(1, 5):
+            if rank == 0 and step == 3:
+                signal.signal(signal.SIGALRM, raise_late)
+                signal.setitimer(signal.ITIMER_REAL, 0.5)
+                with pytest.raises(LateError):
+                    report_step(step)
+                (base / "interrupted").touch()
+            else:
+                with contextlib.suppress(train.HoldfastError):  # of report 3, which was never handed over
+                    report_step(step)
+
+    run(loop, tmp_path, workers=2, max_pending_checkpoints=1, on_upload_error="warn")
+    for each in train.Run(tmp_path / "run").checkpoints:
+        texts = {Path(each.checkpoint.path, f"rank-{rank}").read_text() for rank in (0, 1)}
+        assert texts == {f"step {each.metrics['step']}"}
+
+
 KEPT = {"delete_local_checkpoint_after_upload": False}
 
 

@@ -14,6 +14,7 @@ from holdfast.controller.group import Exit, Listener, WorkerGroup
 from holdfast.controller.lateness import LateWatch
 from holdfast.controller.listings import Listings
 from holdfast.controller.meetings import Meeting, Meetings
+from holdfast.controller.report_log import log_once, metrics_of
 from holdfast.controller.room import Room
 from holdfast.controller.rounds import Rounds, idle_wish, wish_of
 from holdfast.controller.upload_failures import UploadFailures
@@ -74,6 +75,7 @@ class Attempt:
             limit_s=limits.late_rank_timeout_s,
             dump_stacks=self._dump_stacks,
             give_up=lambda meeting, text: self._refuse(meeting, protocol.Refused("timeout", text)),
+            is_crowded=lambda: self._room.is_crowded,
         )
         self._validations = validations
         self._listings = Listings(reactor, writer, self._rounds, validations, self._send)
@@ -144,6 +146,10 @@ class Attempt:
     # Events
 
     def _on_message(self, rank: int, question: protocol.Question) -> None:
+        interrupted = self._room.let_go(rank)
+        if interrupted is not None:
+            # It was made before this one, and the ranks agree by counting.
+            self._enter(rank, interrupted)
         if type(question) is protocol.ReportCall:
             self._on_report(rank, question)
         elif isinstance(question, protocol.AdmissionCall):
@@ -173,7 +179,11 @@ class Attempt:
     def _on_report(self, rank: int, call: protocol.ReportCall) -> None:
         may_wait = call.hands_over and not call.admitted and self.ends.ending is None
         if may_wait and not self._room.admits(rank, call, self._meetings.next_of(rank)):
+            self._late.begin()
             return
+        self._enter(rank, call)
+
+    def _enter(self, rank: int, call: protocol.ReportCall) -> None:
         meeting = self._arrive(rank, call)
         if meeting is None:
             return
@@ -227,7 +237,7 @@ class Attempt:
         metrics in its manifest, and `report` has not returned anywhere. Where it has, the line was written before.
         """
         name = checkpoint.name if checkpoint is not None else None
-        if not self._log(meeting, name):
+        if not self._log(meeting, name, is_committed=checkpoint is not None):
             return
         self._meetings.close(meeting)
         if name is None and meeting.latest is None:
@@ -246,20 +256,11 @@ class Attempt:
             task = wish_of(meeting)
             if task is not None:
                 self._validations.add(checkpoint, task)
-        metrics = [meeting.report(rank).metrics for rank in range(self.world_size)]
-        self._after_report(first.index, metrics, checkpoint, time.monotonic() - meeting.since)
+        self._after_report(first.index, metrics_of(meeting), checkpoint, time.monotonic() - meeting.since)
 
-    def _log(self, meeting: Meeting, name: str | None) -> bool:
-        """Whether the report is in the metrics log now."""
-        if meeting.logged:
-            return True
-        meeting.logged = True
-        metrics = [meeting.report(rank).metrics for rank in range(self.world_size)]
-        others = metrics[1:] if any(other != metrics[0] for other in metrics) else None
+    def _log(self, meeting: Meeting, name: str | None, *, is_committed: bool = False) -> bool:
         try:
-            self._writer.log_report(
-                report=meeting.report(0).index, checkpoint=name, metrics=metrics[0], other_ranks=others
-            )
+            log_once(self._writer, meeting, name, is_committed=is_committed)
         except StorageError as error:
             self._refuse(meeting, refusal_of(error))
             return False

@@ -21,6 +21,7 @@ class LateWatch:
         limit_s: How long others wait for it at most; None for as long as it takes.
         dump_stacks: Has ranks write where they are.
         give_up: Ends the wait in a meeting, with a text that says why.
+        is_crowded: Whether ranks wait because too many checkpoints are on their way, which may be for want of a rank.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class LateWatch:
         limit_s: float | None,
         dump_stacks: Callable[[Sequence[int]], None],
         give_up: Callable[[Meeting, str], None],
+        is_crowded: Callable[[], bool],
     ) -> None:
         self._reactor = reactor
         self._observer = observer
@@ -41,6 +43,7 @@ class LateWatch:
         self._limit_s = limit_s
         self._dump_stacks = dump_stacks
         self._give_up = give_up
+        self._is_crowded = is_crowded
         self._timer: Timer | None = None
 
     def begin(self) -> None:
@@ -55,7 +58,7 @@ class LateWatch:
 
     def _look(self) -> None:
         self._timer = None
-        meeting = self._meetings.oldest()
+        meeting = self._meetings.oldest(with_returned=self._is_crowded())
         if meeting is None:
             return
         waited_s = time.monotonic() - meeting.since

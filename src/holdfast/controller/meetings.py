@@ -146,18 +146,29 @@ class Meetings:
             meeting.refusal = self._returned_refusal(meeting, {rank})
         return ended
 
-    def oldest(self) -> Meeting | None:
-        """The meeting that ranks have waited in for longest, among those that still wait for a rank."""
-        waiting = [m for m in self.open.values() if not m.complete and m.refusal is None and m.unanswered]
+    def oldest(self, *, with_returned: bool = False) -> Meeting | None:
+        """The meeting that ranks have waited in for longest, among those that still wait for a rank.
+
+        Args:
+            with_returned: Also reports that have returned on every rank that has come.
+        """
+        waiting = [
+            meeting
+            for meeting in self.open.values()
+            if not meeting.complete
+            and meeting.refusal is None
+            and (meeting.unanswered or (with_returned and meeting.promised))
+        ]
         return min(waiting, key=lambda m: m.since, default=None)
 
     def describe(self, meeting: Meeting) -> str:
         """Who waits where for whom, for a warning."""
-        waiting = ranks_text(meeting.unanswered)
         came = "; ".join(f"rank {rank} has called report {self._reports[rank]} times" for rank in meeting.missing)
         name = call_name(next(iter(meeting.calls.values())))
+        if not meeting.unanswered:
+            return f"{ranks_text(meeting.promised)} went on after {name}, which cannot be completed without {ranks_text(meeting.missing)} ({came})"
         verb = "waits" if len(meeting.unanswered) == 1 else "wait"
-        return f"{waiting} {verb} in {name} for {ranks_text(meeting.missing)} ({came})"
+        return f"{ranks_text(meeting.unanswered)} {verb} in {name} for {ranks_text(meeting.missing)} ({came})"
 
     def _returned_refusal(self, meeting: Meeting, gone: set[int]) -> protocol.Refused:
         name = call_name(next(iter(meeting.calls.values())))

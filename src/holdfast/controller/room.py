@@ -58,6 +58,15 @@ class Room:
         for rank, call in waiting.items():
             self._enter(rank, call)
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiting)
+
+    def let_go(self, rank: int) -> protocol.ReportCall | None:
+        """The call of a rank that has not waited for its turn to come: an interrupt has ended it, and another call follows."""
+        return self._waiting.pop(rank, None)
+
     def forget(self, rank: int) -> None:
         """The rank is gone."""
         self._waiting.pop(rank, None)

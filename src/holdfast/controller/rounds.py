@@ -58,6 +58,8 @@ class Rounds:
         self._ended = ended
         self._files_closed = files_closed
         self._open: dict[int, tuple[Meeting, CheckpointRound]] = {}
+        # Reports that have not come, and whose files never will: by the rank and its own count.
+        self._abandoned: dict[tuple[int, int], protocol.Abandoned] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -108,6 +110,9 @@ class Rounds:
             )
             found = self._open[ordinal] = (meeting, round_)
         found[1].add(rank, call)
+        early = self._abandoned.pop((rank, call.index), None)
+        if early is not None:
+            found[1].take(rank, early, [])
 
     def name_of(self, meeting: Meeting) -> str | None:
         """What the meeting's checkpoint will be called; None where it has none."""
@@ -128,10 +133,13 @@ class Rounds:
         """Files of a shard that a rank handed over open."""
         for meeting, round_ in list(self._open.values()):
             # By the rank's own count: where an interrupt ended a report just before it was made, it differs from the others'.
-            if message.index == -1 or (rank in meeting.calls and message.index == meeting.report(rank).index):
+            call = meeting.calls.get(rank)
+            if message.index == -1 or (isinstance(call, protocol.ReportCall) and message.index == call.index):
                 round_.take(rank, message, descriptors)
                 if message.index >= 0:
                     return
+        if isinstance(message, protocol.Abandoned) and message.index >= 0:
+            self._abandoned[rank, message.index] = message
         for descriptor in descriptors:  # of a checkpoint that was given up
             os.close(descriptor)
         if descriptors:

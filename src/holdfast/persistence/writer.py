@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -83,6 +84,8 @@ class RunWriter:
         self._lease = held
         self._attempt = self.first_attempt
         self._log = metrics_log.MetricsLog(store, self.epoch, self._attempt)
+        self._owed: list[bytes] = []
+        self._appending = threading.Lock()
         self.keeper = keeper
         self.staging = staging
         self._litter = Litter(store)
@@ -161,7 +164,8 @@ class RunWriter:
             )
             # Dying between two of these lines leaves those that are missing to the next driver.
             for line in lost_lines(store, held.survey.catalog):
-                writer._append(line)
+                writer._owed.append(line)
+                writer._append_owed()
             undo.pop_all()
             return writer
 
@@ -175,7 +179,13 @@ class RunWriter:
         self._log = metrics_log.MetricsLog(self.store, self.epoch, attempt)
 
     def log_report(
-        self, *, report: int, checkpoint: str | None, metrics: bytes, other_ranks: list[bytes] | None
+        self,
+        *,
+        report: int,
+        checkpoint: str | None,
+        metrics: bytes,
+        other_ranks: list[bytes] | None,
+        is_committed: bool = False,
     ) -> None:
         """Appends a report to the log; when it returns, the line survives the death of this process.
 
@@ -184,8 +194,18 @@ class RunWriter:
         Args:
             metrics: Rank 0's, as stored JSON.
             other_ranks: Those of ranks 1, 2, … where one of them reported other metrics than rank 0.
+            is_committed: Its checkpoint is there: where the line cannot be written now it is before the next one, and before that
+                checkpoint is deleted.
         """
-        self._append(metrics_log.encode_line(report, self._attempt, time.time(), checkpoint, metrics, other_ranks))
+        line = metrics_log.encode_line(report, self._attempt, time.time(), checkpoint, metrics, other_ranks)
+        with self._appending:
+            self._owed.append(line)
+            try:
+                self._append_owed()
+            except StorageError:
+                if not is_committed:
+                    self._owed.remove(line)
+                raise
 
     def is_free(self, name: str) -> bool:
         """Whether no checkpoint of that name is kept, or on its way."""
@@ -360,12 +380,17 @@ class RunWriter:
         self._on_their_way.discard(checkpoint.name)
         self._durability.committed(checkpoint, files, doomed)
 
-    def _append(self, line: bytes) -> None:
-        # An append that fails is taken back, so it may be repeated; not for long, for the controller waits here.
-        retried(lambda: self._log.append(line), "Writing a report to the metrics log", _LOG_RETRY)
+    def _append_owed(self) -> None:
+        while self._owed:
+            line = self._owed[0]
+            # An append that fails is taken back, so it may be repeated; not for long, for the controller waits here.
+            retried(functools.partial(self._log.append, line), "Writing a report to the metrics log", _LOG_RETRY)
+            del self._owed[0]
 
     def _prepare_deletion(self) -> None:
         # A line that waits in memory can be told from the manifest of its checkpoint, so the line goes first.
+        with self._appending:
+            self._append_owed()
         self._log.flush()
         self._lease.check()
 

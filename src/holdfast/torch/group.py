@@ -46,7 +46,7 @@ def form(config: TorchConfig, context: TrainContext) -> None:
     if dist.is_initialized():
         return
     backend = config.backend or ("nccl" if own[0].type == "cuda" else "gloo")
-    if ":" not in backend and not dist.is_backend_available(backend.lower()):
+    if not all(dist.is_backend_available(each) for each in _by_device(backend).values()):
         raise ConfigurationError(
             f"TorchConfig.backend {backend!r} is not in this torch ({torch.__version__}); "
             "use 'gloo', which every build has, or install a build that has it"
@@ -60,16 +60,23 @@ def form(config: TorchConfig, context: TrainContext) -> None:
             f"at {address} (TorchConfig.timeout_s={config.timeout_s:g}): {error}"
         ) from error
     _held.append(dist.group.WORLD)
-    _tell_accelerate(own[0], is_gloo=backend.lower() == "gloo")
+    by_device = _by_device(backend)
+    _tell_accelerate(own[0], is_gloo=by_device.get(own[0].type, by_device.get("")) == "gloo")
+
+
+def _by_device(backend: str) -> dict[str, str]:
+    """The backends that `cpu:gloo,cuda:nccl` names, by their devices; a single one, which is for all, by an empty name."""
+    named = (each.strip().lower().rpartition(":") for each in backend.split(","))
+    return {device: name for device, _, name in named}
 
 
 def leave(context: TrainContext) -> None:
-    """Ends the group if there is one.
+    """Ends the group, if it is ours: without workers the program may have had one of its own.
 
     Not after a failure in a group of several: what another rank never answers would be waited for, and this process
     is about to end, which closes everything.
     """
-    if not dist.is_initialized():
+    if not dist.is_initialized() or not _held:
         return
     _held.extend(distributed_c10d._world.pg_map)
     if context.get_world_size() == 1 or sys.exc_info()[0] is None:
@@ -102,9 +109,10 @@ def _join(config: TorchConfig, context: TrainContext, backend: str) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     timeout = datetime.timedelta(seconds=config.timeout_s)
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    if address in ("127.0.0.1", "localhost", "::1"):
+    sets_interface = address in ("127.0.0.1", "localhost", "::1") and "GLOO_SOCKET_IFNAME" not in os.environ
+    if sets_interface:
         # gloo would ask what the host's name resolves to, and hang or fail where it resolves to nothing.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     store: Store | None = None
     if world_size == 1:
         store = HashStore()
@@ -115,6 +123,10 @@ def _join(config: TorchConfig, context: TrainContext, backend: str) -> None:
     else:
         method = "env://" if config.init_method == "env" else f"tcp://{address}:{os.environ['MASTER_PORT']}"
         dist.init_process_group(backend, init_method=method, rank=rank, world_size=world_size, timeout=timeout)
+    if world_size == 1 and sets_interface:
+        del os.environ[
+            "GLOO_SOCKET_IFNAME"
+        ]  # without workers this is the user's own program, which may want another group later
     if world_size > 1 and dist.get_backend() == "gloo":
         # Rank 0 is the first to be connected, and its store serves those that are not; a function that returns at
         # once must not take it away from them.

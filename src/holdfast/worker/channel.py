@@ -94,11 +94,12 @@ class Channel:
         # It may go in pieces, and an interrupt between two of them, which Python raises in the main thread alone, would leave half a frame.
         errors: list[DriverLostError] = []
         sender = threading.Thread(target=self._send_noting, args=(frame, errors), name="holdfast-send")
-        sender.start()
         try:
+            sender.start()
             sender.join()
         finally:
-            sender.join()
+            if sender.ident is not None:
+                sender.join()
         if errors:
             raise errors[0]
 

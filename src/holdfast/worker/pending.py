@@ -88,18 +88,20 @@ class Inbox:
         self._open_checkpoint = open_checkpoint
         self._buffer = bytearray()
         self._pending: weakref.WeakValueDictionary[int, PendingCheckpoint] = weakref.WeakValueDictionary()
-        self._changed = threading.Condition()
+        # The lock itself where nobody waits: it is C code, which an interrupt leaves either taken or not.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._is_read = False
 
     def expect(self, index: int) -> PendingCheckpoint:
         """The checkpoint of a report whose outcome will come."""
-        with self._changed:
+        with self._lock:
             pending = self._pending[index] = PendingCheckpoint(inbox=self)
         return pending
 
     def look(self) -> None:
         """Takes in what has come, without waiting."""
-        with self._changed:
+        with self._lock:
             if not self._is_read:
                 self._read_available()
 
@@ -112,26 +114,28 @@ class Inbox:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            with self._changed:
-                if not self._is_read:
-                    self._read_available()
-                if pending._inbox is None:
-                    return
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise WaitTimeoutError(
-                        f"the checkpoint is not committed after {timeout_s:g} s; it is still on its way: wait longer, or go on"
-                    )
-                if self._is_read:
-                    self._changed.wait(left)
-                    continue
-                self._is_read = True
+            reads = False
             try:
+                with self._lock:
+                    if not self._is_read:
+                        self._read_available()
+                    if pending._inbox is None:
+                        return
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise WaitTimeoutError(
+                            f"the checkpoint is not committed after {timeout_s:g} s; it is still on its way: wait longer, or go on"
+                        )
+                    if self._is_read:
+                        self._changed.wait(left)
+                        continue
+                    reads = self._is_read = True
                 select.select([self._socket], [], [], left)
             finally:
-                with self._changed:
-                    self._is_read = False
-                    self._changed.notify_all()
+                if reads:
+                    with self._lock:
+                        self._is_read = False
+                        self._changed.notify_all()
 
     def _read_available(self) -> None:
         while True:
