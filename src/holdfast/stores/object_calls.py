@@ -246,7 +246,11 @@ class _Call(Generic[_T]):
 
     def silent_s(self) -> float:
         """How long the server has owed an answer that takes no time."""
-        return 0.0 if self._is_slow or self._running is None else time.monotonic() - self._sent_s
+        if (
+            self._is_slow or self._running is None or self._running.done()
+        ):  # between two tries it has answered, if only by an error
+            return 0.0
+        return time.monotonic() - self._sent_s
 
     def _enter(self) -> None:
         self._entered_s = time.monotonic()

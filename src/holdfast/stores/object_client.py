@@ -73,7 +73,7 @@ class Client:
         self.keeps_nonces = True
         self.answers_ranges = True
         self.calls = self._make_calls()
-        self._told_s = float("-inf")
+        self._told_s: dict[str, float] = {}
         self._handles: dict[Resends, Any] = {}
         self._lock = threading.Lock()
         self._provider: list[Any] = []
@@ -212,10 +212,10 @@ class Client:
         return Calls(Gate(self.place.root), self._judge, Patience(retries, limit_s), self._tell)
 
     def _tell(self, error: BaseException | None, waited_s: float) -> None:
-        now_s = time.monotonic()
-        if now_s - self._told_s <= _TELL_EVERY_S:
+        now_s, what = time.monotonic(), "error" if error is not None else "silence"
+        if now_s - self._told_s.get(what, -_TELL_EVERY_S) < _TELL_EVERY_S:
             return
-        self._told_s = now_s
+        self._told_s[what] = now_s
         if error is None:
             _log.warning(
                 "%s: %s has said nothing for %.0f s now, and its answer is waited for; check the endpoint and the network",
