@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from holdfast.errors import DamagedCheckpointError
 from holdfast.persistence.download import fetch
+from holdfast.persistence.download_parts import FileInParts
 from holdfast.persistence.manifest import read_manifest
 from holdfast.records import Manifest
 from holdfast.stores import open_store
@@ -99,6 +101,19 @@ def test_a_large_file_that_is_another_one_is_damaged(
         store.write("large", becomes)
     with pytest.raises(DamagedCheckpointError, match=re.escape(told)):
         fetch(store, manifest, tmp_path / "out")
+
+
+@pytest.mark.parametrize("digest", [None, "newer-algorithm:00"])
+def test_a_file_that_nothing_compares_is_never_parts_of_two_objects(
+    stored: Stored, digest: str | None, tmp_path: Path
+) -> None:
+    store, manifest = stored({"large": LARGE})
+    (file,) = manifest.files
+    assert FileInParts.suits(store, file)
+    unknown = msgspec.structs.replace(file, digest=digest)
+    assert not FileInParts.suits(store, unknown)
+    fetch(store, msgspec.structs.replace(manifest, files=(unknown,)), tmp_path / "out")
+    assert (tmp_path / "out/large").read_bytes() == LARGE
 
 
 def test_what_was_asked_for_ends_with_the_download(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
