@@ -116,6 +116,15 @@ def test_a_file_that_nothing_compares_is_never_parts_of_two_objects(
     assert (tmp_path / "out/large").read_bytes() == LARGE
 
 
+def test_a_small_file_that_has_grown_is_not_cut_off(stored: Stored, tmp_path: Path) -> None:
+    store, manifest = stored({"small": b"1" * 1000})
+    (file,) = manifest.files
+    store.write("small", b"2" * 2000)
+    without_digest = msgspec.structs.replace(manifest, files=(msgspec.structs.replace(file, digest=None),))
+    with pytest.raises(DamagedCheckpointError, match="2000 bytes instead of 1000"):
+        fetch(store, without_digest, tmp_path / "out")
+
+
 def test_what_was_asked_for_ends_with_the_download(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
     store, manifest = stored({f"file-{number}": bytes([number]) for number in range(10)})
     store.delete("file-0")

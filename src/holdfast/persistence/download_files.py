@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from holdfast.errors import StoreNotFoundError
 from holdfast.persistence import layout
-from holdfast.persistence.digest import FileHasher
+from holdfast.persistence.digest import FileHasher, is_known
 from holdfast.persistence.download_checks import compare, damaged
 from holdfast.persistence.download_parts import FileInParts, write_and_digest
 from holdfast.persistence.from_kept import copy_kept
@@ -109,7 +109,10 @@ def _fetch_small(
             if files and len(asked) < _ASKED_AT_ONCE:
                 file = _next(files)
                 if file is not None and not copy_kept(kept, target, layout.decode_path(file.path), file):
-                    asked.append((file, store.begin_read(layout.decode_path(file.path), file.size_bytes)))
+                    # Without a digest only its length can show that it has grown.
+                    compares = file.digest is not None and is_known(file.digest)
+                    expected = file.size_bytes if compares else None
+                    asked.append((file, store.begin_read(layout.decode_path(file.path), expected)))
             elif asked:
                 _write_small(store, root, *asked.popleft())
     finally:

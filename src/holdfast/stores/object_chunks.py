@@ -21,9 +21,9 @@ _RANGE_BYTES = 8 << 20
 _AT_ONCE = 4
 
 
-def begin(client: Client, name: str, size_bytes: int) -> BegunRead:
+def begin(client: Client, name: str, size_bytes: int | None) -> BegunRead:
     """Asks for a small object; see `Store.begin_read`. One request, and a second where it is refused as a range."""
-    if size_bytes == 0 or not client.answers_ranges:
+    if not size_bytes or not client.answers_ranges:
         whole = begin_get(client, name)
         return BegunRead(lambda: client.outcome("read", name, whole).data, whole.cancel)
     first = begin_get_first(client, name, size_bytes)
