@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from holdfast.errors import DamagedCheckpointError
+from holdfast.errors import DamagedCheckpointError, StorageInterruptedError
 from holdfast.persistence.download import fetch
 from holdfast.persistence.download_parts import FileInParts
 from holdfast.persistence.manifest import read_manifest
@@ -135,6 +135,18 @@ def test_what_was_asked_for_ends_with_the_download(stored: Stored, proxy: Proxy,
     calls = client_of(store).calls
     wait_until(lambda: not calls._open, "no request waits for its answer")
     assert proxy.count("GET", "/file-") <= 10
+
+
+def test_a_part_that_is_broken_off_is_not_taken_for_refused(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
+    store, manifest = stored({"large": LARGE})
+    proxy.fail(Fault("GET", contains="/large", times=-1, stalls=True))
+    store.hurry()
+    try:
+        with pytest.raises(StorageInterruptedError):
+            fetch(store, manifest, tmp_path / "out")
+    finally:
+        store.hurry(on=False)
+    assert proxy.count("GET", "/large") <= 3  # nobody asked for the whole file after that
 
 
 def test_small_files_are_fetched_whatever_the_server_makes_of_ranges(

@@ -103,7 +103,7 @@ def part(client: Client, name: str, size_bytes: int, start: int, end: int) -> Ge
 def _piece(client: Client, name: str, asked: _Asked, size_bytes: int, *, is_first: bool) -> Piece:
     try:
         piece = client.outcome("read", name, asked.future)
-    except StoreNotFoundError:
+    except (StoreNotFoundError, StorageInterruptedError):  # which says nothing of parts
         raise
     except StorageError as error:
         if is_first and not error.may_pass:
