@@ -252,20 +252,20 @@ class _Call(Generic[_T]):
         self._entered_s = time.monotonic()
         self._gate.enter(self._send)
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
+        """Whether there is a request on its way now."""
         if self._future is None:  # while it waited for its turn
-            self._gate.leave()
-            return
+            return False
         self._sent_s = time.monotonic()
         # At the gate nobody has asked the server for anything, so it has not been silent.
         self._began_s += self._sent_s - self._entered_s
         try:
             self._running = asyncio.ensure_future(self._request())
         except BaseException as error:  # noqa: BLE001 - it is for who waits
-            self._gate.leave()
             self._end(error=error)
-            return
+            return False
         self._running.add_done_callback(self._answered)
+        return True
 
     def _answered(self, running: asyncio.Future[_T]) -> None:
         gate = self._gate
