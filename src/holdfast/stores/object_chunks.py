@@ -77,9 +77,12 @@ def part(client: Client, name: str, size_bytes: int, start: int, end: int) -> Ge
                 elif not shared.try_take(num_bytes):
                     break
                 span = (next_start, next_start + num_bytes)
-                asked.append(
-                    _Asked(num_bytes, client.calls.begin(functools.partial(fetch, client, name, span), bulk=True))
-                )
+                try:
+                    future = client.calls.begin(functools.partial(fetch, client, name, span), bulk=True)
+                except BaseException:
+                    shared.give_back(num_bytes)
+                    raise
+                asked.append(_Asked(num_bytes, future))
                 next_start += num_bytes
             first = asked.popleft()
             try:
