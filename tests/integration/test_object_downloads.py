@@ -165,3 +165,13 @@ def test_small_files_are_fetched_whatever_the_server_makes_of_ranges(
     before = proxy.count("GET")
     fetch(store, manifest, tmp_path / "third")
     assert proxy.count("GET") == before + len(files) + 2  # the manifest, and the user's metadata that there are none of
+
+
+def test_the_error_of_one_file_ends_the_waits_for_the_others(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
+    store, manifest = stored({"large": LARGE, "other": LARGE[: 1 << 20]})
+    store.delete("other")
+    proxy.fail(Fault("GET", contains="/large", times=-1, stalls=True))
+    with pytest.raises(DamagedCheckpointError, match="other: missing"):
+        fetch(store, manifest, tmp_path / "out")
+    calls = client_of(store).calls
+    wait_until(lambda: not calls._open, "no request waits for its answer")

@@ -18,6 +18,7 @@ from holdfast.persistence.download_parts import FileInParts, write_and_digest
 from holdfast.persistence.from_kept import copy_kept
 from holdfast.records import StoredFile
 from holdfast.stores.base import BegunRead, Store
+from holdfast.stores.broken_off import Waits
 from holdfast.stores.local import LocalStore
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.local_write import write_new
@@ -56,13 +57,20 @@ def fetch_files(store: Store, target: LocalStore, files: Sequence[StoredFile], k
 
 
 def _run_all(tasks: Sequence[Callable[[], None]], threads: int, stopped: threading.Event) -> None:
+    waits = Waits()
+
+    def run(task: Callable[[], None]) -> None:
+        with waits.here():
+            task()
+
     with ThreadPoolExecutor(threads, thread_name_prefix="holdfast-restore") as pool:
         try:
-            futures = [pool.submit(task) for task in tasks]
+            futures = [pool.submit(run, task) for task in tasks]
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException:
             stopped.set()
+            waits.break_off()  # a silent server would keep them for minutes
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 

@@ -21,6 +21,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
+from holdfast.stores.broken_off import belongs
 from holdfast.stores.object_gate import Gate, OpenGate
 from holdfast.stores.object_loop import process
 
@@ -121,6 +122,7 @@ class Calls:
                 # Once too often does no harm, and others may rely on it already.
                 loop.call_soon_threadsafe(self._begin_all)
                 raise
+        belongs(future)
         return future
 
     def at_once(self, most: int) -> int:
