@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from holdfast.checkpoint import Checkpoint
 from holdfast.checks import check_choice
 from holdfast.config import SCORE_ORDERS
-from holdfast.errors import ConfigurationError
+from holdfast.errors import ConfigurationError, StoreNotFoundError
 from holdfast.metrics import decode_metrics, flatten
+from holdfast.persistence import layout
 from holdfast.persistence.finding import open_run
 from holdfast.persistence.reading import RunReader
 from holdfast.persistence.retention import RetentionPolicy, best, score_in
@@ -138,7 +139,11 @@ class Run:
             if self._reader.without_digests is not None:
                 problems[checkpoint.name] = [self._reader.without_digests]
                 continue
-            if damages := self._checkpoint(checkpoint.name).verify():
+            try:
+                damages = self._checkpoint(checkpoint.name).verify()
+            except StoreNotFoundError:  # retention has deleted it meanwhile
+                continue
+            if damages and not self._is_gone(checkpoint.name):
                 problems[checkpoint.name] = [str(damage) for damage in damages]
         return problems
 
@@ -146,6 +151,10 @@ class Run:
     def driver(self) -> str | None:
         """Who drives the run now, and since when; None if nobody does, or where that is not known, as of a run of Ray Train's."""
         return self._reader.driver()
+
+    def _is_gone(self, name: str) -> bool:
+        """Whether nothing is left that says that there is a checkpoint: its deletion, which begins with that, is no damage."""
+        return not self._store.exists(layout.manifest_key(name))
 
     def _checkpoint(self, name: str) -> Checkpoint:
         return Checkpoint._from_store(self._store.child(name), filesystem=self._filesystem)

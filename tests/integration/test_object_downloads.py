@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from holdfast.errors import DamagedCheckpointError
+from holdfast.errors import DamagedCheckpointError, StorageInterruptedError
 from holdfast.persistence.download import fetch
+from holdfast.persistence.download_parts import FileInParts
 from holdfast.persistence.manifest import read_manifest
 from holdfast.records import Manifest
 from holdfast.stores import open_store
@@ -101,6 +103,28 @@ def test_a_large_file_that_is_another_one_is_damaged(
         fetch(store, manifest, tmp_path / "out")
 
 
+@pytest.mark.parametrize("digest", [None, "newer-algorithm:00"])
+def test_a_file_that_nothing_compares_is_never_parts_of_two_objects(
+    stored: Stored, digest: str | None, tmp_path: Path
+) -> None:
+    store, manifest = stored({"large": LARGE})
+    (file,) = manifest.files
+    assert FileInParts.suits(store, file)
+    unknown = msgspec.structs.replace(file, digest=digest)
+    assert not FileInParts.suits(store, unknown)
+    fetch(store, msgspec.structs.replace(manifest, files=(unknown,)), tmp_path / "out")
+    assert (tmp_path / "out/large").read_bytes() == LARGE
+
+
+def test_a_small_file_that_has_grown_is_not_cut_off(stored: Stored, tmp_path: Path) -> None:
+    store, manifest = stored({"small": b"1" * 1000})
+    (file,) = manifest.files
+    store.write("small", b"2" * 2000)
+    without_digest = msgspec.structs.replace(manifest, files=(msgspec.structs.replace(file, digest=None),))
+    with pytest.raises(DamagedCheckpointError, match="2000 bytes instead of 1000"):
+        fetch(store, without_digest, tmp_path / "out")
+
+
 def test_what_was_asked_for_ends_with_the_download(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
     store, manifest = stored({f"file-{number}": bytes([number]) for number in range(10)})
     store.delete("file-0")
@@ -111,6 +135,18 @@ def test_what_was_asked_for_ends_with_the_download(stored: Stored, proxy: Proxy,
     calls = client_of(store).calls
     wait_until(lambda: not calls._open, "no request waits for its answer")
     assert proxy.count("GET", "/file-") <= 10
+
+
+def test_a_part_that_is_broken_off_is_not_taken_for_refused(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
+    store, manifest = stored({"large": LARGE})
+    proxy.fail(Fault("GET", contains="/large", times=-1, stalls=True))
+    store.hurry()
+    try:
+        with pytest.raises(StorageInterruptedError):
+            fetch(store, manifest, tmp_path / "out")
+    finally:
+        store.hurry(on=False)
+    assert proxy.count("GET", "/large") <= 3  # nobody asked for the whole file after that
 
 
 def test_small_files_are_fetched_whatever_the_server_makes_of_ranges(
@@ -129,3 +165,13 @@ def test_small_files_are_fetched_whatever_the_server_makes_of_ranges(
     before = proxy.count("GET")
     fetch(store, manifest, tmp_path / "third")
     assert proxy.count("GET") == before + len(files) + 2  # the manifest, and the user's metadata that there are none of
+
+
+def test_the_error_of_one_file_ends_the_waits_for_the_others(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:
+    store, manifest = stored({"large": LARGE, "other": LARGE[: 1 << 20]})
+    store.delete("other")
+    proxy.fail(Fault("GET", contains="/large", times=-1, stalls=True))
+    with pytest.raises(DamagedCheckpointError, match="other: missing"):
+        fetch(store, manifest, tmp_path / "out")
+    calls = client_of(store).calls
+    wait_until(lambda: not calls._open, "no request waits for its answer")

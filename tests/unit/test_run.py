@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.checkpoint import Checkpoint
 from holdfast.config import CheckpointConfig
 from holdfast.errors import ConfigurationError, RunNotFoundError
 from holdfast.metrics import encode_metrics
@@ -109,6 +110,21 @@ def test_verify_names_what_is_wrong_and_where(tmp_path) -> None:
     assert set(problems) == {"checkpoint_000003", "checkpoint_000004"}
     assert problems["checkpoint_000003"][0].startswith("f: ")
     assert "checkpoint_000004" in problems["checkpoint_000004"][0]
+
+
+@pytest.mark.parametrize("manifest_was_read", [True, False])
+def test_what_is_deleted_while_a_run_is_verified_is_no_damage(tmp_path, monkeypatch, manifest_was_read) -> None:
+    _fill(tmp_path / "run", tmp_path)
+    run, read = Run(tmp_path / "run"), Checkpoint._manifest
+    assert len(run.checkpoints) == 3
+
+    def read_and_delete(checkpoint: Checkpoint) -> object:
+        manifest = read(checkpoint) if manifest_was_read else None
+        shutil.rmtree(checkpoint.path)
+        return manifest if manifest_was_read else read(checkpoint)
+
+    monkeypatch.setattr(Checkpoint, "_manifest", read_and_delete)
+    assert not run.verify()
 
 
 def test_the_driver_is_named_while_it_lives_and_is_not_disturbed(tmp_path) -> None:

@@ -12,12 +12,13 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from holdfast.errors import StoreNotFoundError
 from holdfast.persistence import layout
-from holdfast.persistence.digest import FileHasher
+from holdfast.persistence.digest import FileHasher, is_known
 from holdfast.persistence.download_checks import compare, damaged
 from holdfast.persistence.download_parts import FileInParts, write_and_digest
 from holdfast.persistence.from_kept import copy_kept
 from holdfast.records import StoredFile
 from holdfast.stores.base import BegunRead, Store
+from holdfast.stores.broken_off import Waits
 from holdfast.stores.local import LocalStore
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.local_write import write_new
@@ -56,13 +57,20 @@ def fetch_files(store: Store, target: LocalStore, files: Sequence[StoredFile], k
 
 
 def _run_all(tasks: Sequence[Callable[[], None]], threads: int, stopped: threading.Event) -> None:
+    waits = Waits()
+
+    def run(task: Callable[[], None]) -> None:
+        with waits.here():
+            task()
+
     with ThreadPoolExecutor(threads, thread_name_prefix="holdfast-restore") as pool:
         try:
-            futures = [pool.submit(task) for task in tasks]
+            futures = [pool.submit(run, task) for task in tasks]
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException:
             stopped.set()
+            waits.break_off()  # a silent server would keep them for minutes
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
@@ -109,7 +117,10 @@ def _fetch_small(
             if files and len(asked) < _ASKED_AT_ONCE:
                 file = _next(files)
                 if file is not None and not copy_kept(kept, target, layout.decode_path(file.path), file):
-                    asked.append((file, store.begin_read(layout.decode_path(file.path), file.size_bytes)))
+                    # Without a digest only its length can show that it has grown.
+                    compares = file.digest is not None and is_known(file.digest)
+                    expected = file.size_bytes if compares else None
+                    asked.append((file, store.begin_read(layout.decode_path(file.path), expected)))
             elif asked:
                 _write_small(store, root, *asked.popleft())
     finally:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from holdfast.errors import StoreNotFoundError
 from holdfast.persistence import layout
-from holdfast.persistence.digest import PART_BYTES, FileHasher, PartHasher
+from holdfast.persistence.digest import PART_BYTES, FileHasher, PartHasher, is_known
 from holdfast.persistence.download_checks import compare, damaged
 from holdfast.records import StoredFile
 from holdfast.stores.base import Hasher, PartRefusedError, Store
@@ -56,8 +56,10 @@ class FileInParts:
     @staticmethod
     def suits(store: Store, file: StoredFile) -> bool:
         """Whether the file can come in parts, as far as is known."""
-        in_parts = not FileHasher(like=file.digest).is_whole
-        return store.capabilities.parts and file.size_bytes > PART_BYTES and in_parts
+        # Parts that nothing compares could be of one object and of its successor.
+        if file.digest is None or not is_known(file.digest) or FileHasher(like=file.digest).is_whole:
+            return False
+        return store.capabilities.parts and file.size_bytes > PART_BYTES
 
     def tasks(self) -> list[Callable[[], None]]:
         """What is to be called, in any order and by any threads, until the file is there; the last one compares the digest."""

@@ -176,13 +176,14 @@ class Store(ABC):
             StoreNotFoundError: There is none.
         """
 
-    def begin_read(self, key: str, size_bytes: int) -> BegunRead:
+    def begin_read(self, key: str, size_bytes: int | None) -> BegunRead:
         """Asks for a whole small object, for who wants many of them and need not wait for one to ask for the next.
 
         With `capabilities.asks_ahead`; elsewhere it is read when it is waited for.
 
         Args:
             size_bytes: How many there should be. Of a longer object no more need come; of a shorter one all does.
+                None for all of it, however long.
         """
         return BegunRead(wait=lambda: self.read(key), cancel=lambda: None)
 

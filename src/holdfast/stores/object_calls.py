@@ -21,6 +21,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
+from holdfast.stores.broken_off import belongs
 from holdfast.stores.object_gate import Gate, OpenGate
 from holdfast.stores.object_loop import process
 
@@ -121,6 +122,7 @@ class Calls:
                 # Once too often does no harm, and others may rely on it already.
                 loop.call_soon_threadsafe(self._begin_all)
                 raise
+        belongs(future)
         return future
 
     def at_once(self, most: int) -> int:
@@ -256,20 +258,20 @@ class _Call(Generic[_T]):
         self._entered_s = time.monotonic()
         self._gate.enter(self._send)
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
+        """Whether there is a request on its way now."""
         if self._future is None:  # while it waited for its turn
-            self._gate.leave()
-            return
+            return False
         self._sent_s = time.monotonic()
         # At the gate nobody has asked the server for anything, so it has not been silent.
         self._began_s += self._sent_s - self._entered_s
         try:
             self._running = asyncio.ensure_future(self._request())
         except BaseException as error:  # noqa: BLE001 - it is for who waits
-            self._gate.leave()
             self._end(error=error)
-            return
+            return False
         self._running.add_done_callback(self._answered)
+        return True
 
     def _answered(self, running: asyncio.Future[_T]) -> None:
         gate = self._gate

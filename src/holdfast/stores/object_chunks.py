@@ -21,9 +21,9 @@ _RANGE_BYTES = 8 << 20
 _AT_ONCE = 4
 
 
-def begin(client: Client, name: str, size_bytes: int) -> BegunRead:
+def begin(client: Client, name: str, size_bytes: int | None) -> BegunRead:
     """Asks for a small object; see `Store.begin_read`. One request, and a second where it is refused as a range."""
-    if size_bytes == 0 or not client.answers_ranges:
+    if not size_bytes or not client.answers_ranges:
         whole = begin_get(client, name)
         return BegunRead(lambda: client.outcome("read", name, whole).data, whole.cancel)
     first = begin_get_first(client, name, size_bytes)
@@ -77,9 +77,12 @@ def part(client: Client, name: str, size_bytes: int, start: int, end: int) -> Ge
                 elif not shared.try_take(num_bytes):
                     break
                 span = (next_start, next_start + num_bytes)
-                asked.append(
-                    _Asked(num_bytes, client.calls.begin(functools.partial(fetch, client, name, span), bulk=True))
-                )
+                try:
+                    future = client.calls.begin(functools.partial(fetch, client, name, span), bulk=True)
+                except BaseException:
+                    shared.give_back(num_bytes)
+                    raise
+                asked.append(_Asked(num_bytes, future))
                 next_start += num_bytes
             first = asked.popleft()
             try:
@@ -103,7 +106,7 @@ def part(client: Client, name: str, size_bytes: int, start: int, end: int) -> Ge
 def _piece(client: Client, name: str, asked: _Asked, size_bytes: int, *, is_first: bool) -> Piece:
     try:
         piece = client.outcome("read", name, asked.future)
-    except StoreNotFoundError:
+    except (StoreNotFoundError, StorageInterruptedError):  # which says nothing of parts
         raise
     except StorageError as error:
         if is_first and not error.may_pass:

@@ -33,7 +33,7 @@ class Gate:
         self._name = name
         self._limit = float(_USUAL)
         self._running = 0
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], bool]] = deque()
         self._answered = 0
         self._round_began_s = 0.0
         self._best_per_s = 0.0
@@ -45,11 +45,11 @@ class Gate:
         """How many may be on their way."""
         return int(self._limit)
 
-    def enter(self, send: Callable[[], None]) -> None:
-        """Calls `send`, now or when there is room; `leave` is to be called once for each."""
+    def enter(self, send: Callable[[], bool]) -> None:
+        """Calls `send`, now or when there is room; where it says that it has sent something, `leave` is to be called once."""
         if self._running < self.limit:
-            self._running += 1
-            send()
+            if send():
+                self._running += 1
         else:
             self._waiting.append(send)
 
@@ -57,8 +57,9 @@ class Gate:
         """A request is over."""
         self._running -= 1
         while self._waiting and self._running < self.limit:
-            self._running += 1
-            self._waiting.popleft()()
+            # Here and not by a `leave` of its own: of thousands that were cancelled each would call the next.
+            if self._waiting.popleft()():
+                self._running += 1
 
     def succeeded(self) -> None:
         """A request was answered."""
@@ -104,7 +105,7 @@ class OpenGate:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
-    def enter(self, send: Callable[[], None]) -> None:
+    def enter(self, send: Callable[[], bool]) -> None:
         """Calls `send`."""
         send()
 

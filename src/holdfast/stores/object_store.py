@@ -138,7 +138,7 @@ class ObjectStore(Store):
         """The whole object."""
         return bytes(get(self._client, self._name(key)).data)
 
-    def begin_read(self, key: str, size_bytes: int) -> BegunRead:
+    def begin_read(self, key: str, size_bytes: int | None) -> BegunRead:
         """One request, which is on its way when this returns."""
         return begin(self._client, self._name(key), size_bytes)
 

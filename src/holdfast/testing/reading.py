@@ -45,6 +45,7 @@ class ReadingContract:
         # Whatever was expected: all of a shorter one, and of a longer one that much at least.
         for key in ("c/0", "c/1"):
             assert bytes(store.begin_read(key, 1000).wait()) == objects[key]
+        assert bytes(store.begin_read("c/3", None).wait()) == objects["c/3"]
         for expected in (0, 5):
             assert bytes(store.begin_read("c/3", expected).wait())[:expected] == objects["c/3"][:expected]
 

@@ -21,11 +21,15 @@ class _Server:
     def answer(self, num_requests: int, end_s: Callable[[float], float]) -> None:
         """Has the gate let through so many requests, each of which is answered at the time that a function of its begin says."""
         for _ in range(num_requests):
-            self._gate.enter(lambda: heapq.heappush(self._ends_s, end_s(self.now_s)))
+            self._gate.enter(lambda: self._send(end_s(self.now_s)))
         while self._ends_s:
             self.now_s = heapq.heappop(self._ends_s)
             self._gate.succeeded()
             self._gate.leave()
+
+    def _send(self, end_s: float) -> bool:
+        heapq.heappush(self._ends_s, end_s)
+        return True
 
 
 @pytest.fixture
@@ -61,6 +65,22 @@ def test_a_refusal_halves_what_more_there_was(gate: Gate, monkeypatch: pytest.Mo
     server = _Server(gate, monkeypatch)
     server.answer(5000, lambda now_s: now_s + 0.1)
     for _ in range(256):
-        gate.enter(lambda: None)
+        gate.enter(lambda: True)
     gate.refused(server.now_s)
     assert gate.limit == 128
+
+
+def test_any_number_that_were_given_up_while_they_waited_are_passed_over(gate: Gate) -> None:
+    sent = []
+
+    def send() -> bool:
+        sent.append(True)
+        return True
+
+    for _ in range(gate.limit):
+        gate.enter(send)
+    for _ in range(10_000):
+        gate.enter(lambda: False)
+    gate.enter(send)
+    gate.leave()
+    assert len(sent) == gate.limit + 1
