@@ -12,6 +12,7 @@ import pytest
 
 import holdfast as train
 from holdfast import CheckpointConfig, DataParallelTrainer, FailureConfig, RunConfig, ScalingConfig
+from holdfast.torch import TorchTrainer
 
 
 async def _async_loop():
@@ -238,6 +239,9 @@ def test_what_cannot_work_is_told_of_where_it_is_given(tmp_path):
         make(run_config=train.RunConfig(storage_path="s3://bucket/exp", storage_options={"kye": 1}))
     with pytest.raises(train.ConfigurationError, match="resume_from= begins"):
         make(resume_from_checkpoint=tmp_path)
+    pytest.importorskip("torch")
+    with pytest.raises(train.ConfigurationError, match="resume_from= begins"):
+        TorchTrainer(lambda: None, resume_from_checkpoint=tmp_path)
 
 
 def test_a_function_that_stores_a_checkpoint_is_checked_before_it_is_called(tmp_path):

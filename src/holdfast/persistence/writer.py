@@ -162,12 +162,18 @@ class RunWriter:
             writer = cls(
                 store, held, name=name, run_id=run_id, policy=policy, strict=strict, keeper=keeper, staging=staging
             )
+            undo.pop_all()  # all of it is the writer's now
+        try:
             # Dying between two of these lines leaves those that are missing to the next driver.
             for line in lost_lines(store, held.survey.catalog):
                 writer._owed.append(line)
                 writer._append_owed()
-            undo.pop_all()
-            return writer
+        except BaseException:
+            writer._durability.hurry()
+            with contextlib.suppress(StorageError):
+                writer.close()
+            raise
+        return writer
 
     def begin_attempt(self, attempt: int) -> None:
         """Opens the log of a new life of the worker group, and removes what the last one left half written."""

@@ -36,6 +36,7 @@ class TorchTrainer(DataParallelTrainer):
         validation_config: ValidationConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
         resume_from: Checkpoint | Run | str | os.PathLike[str] | None = None,
+        resume_from_checkpoint: Any = None,
     ) -> None:
         """Takes what to run and how; nothing starts before `fit()`.
 
@@ -50,6 +51,7 @@ class TorchTrainer(DataParallelTrainer):
             validation_config: As for `DataParallelTrainer`.
             metadata: As for `DataParallelTrainer`.
             resume_from: As for `DataParallelTrainer`.
+            resume_from_checkpoint: As for `DataParallelTrainer`.
 
         Raises:
             ConfigurationError: An argument cannot work.
@@ -73,4 +75,5 @@ class TorchTrainer(DataParallelTrainer):
             validation_config=validation_config,
             metadata=metadata,
             resume_from=resume_from,
+            resume_from_checkpoint=resume_from_checkpoint,
         )

@@ -15,6 +15,7 @@ from holdfast.errors import (
     ReportError,
     ShardCollisionError,
     StorageError,
+    StorageUnavailableError,
 )
 from holdfast.persistence import layout
 from holdfast.persistence import writer as writer_module
@@ -29,6 +30,7 @@ from holdfast.stores.base import Store
 from support.failing_store import WatchedStore, refuse
 from support.remote_like_store import RemoteLikeStore
 from support.runs import hidden, names, open_run, read_json, report, visible, write_files
+from support.waiting import wait_until
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -355,6 +357,25 @@ def test_no_thread_is_left_behind(tmp_path) -> None:
     report(writer, tmp_path, {"f": b"1"})
     writer.close()
     assert set(threading.enumerate()) <= before
+
+
+def test_a_driver_that_fails_as_it_begins_leaves_no_thread_and_the_run_free(tmp_path, monkeypatch) -> None:
+    before = set(threading.enumerate())
+    writer = open_run(tmp_path / "run")
+    report(writer, tmp_path, {"f": b"1"})
+    writer.close()
+
+    def away(*_):
+        raise StorageUnavailableError("the store is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.persistence.writer.lost_lines", away)
+        with pytest.raises(StorageUnavailableError):
+            open_run(tmp_path / "run")
+    wait_until(lambda: set(threading.enumerate()) <= before, "what it had begun has ended")
+    writer = open_run(tmp_path / "run")
+    assert len(writer.checkpoints()) == 1
+    writer.close()
 
 
 def test_the_three_thousandth_kept_checkpoint_costs_what_the_tenth_did(tmp_path) -> None:
