@@ -14,6 +14,7 @@ from holdfast.errors import (
     EmptyCheckpointError,
     ReportError,
     ShardCollisionError,
+    StorageAccessError,
     StorageError,
     StorageUnavailableError,
 )
@@ -25,6 +26,7 @@ from holdfast.persistence.metrics_log import read_lines
 from holdfast.persistence.staging import stage
 from holdfast.persistence.staging_places import StagingPlaces
 from holdfast.persistence.verify import find_damage
+from holdfast.run import Run
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
 from support.failing_store import WatchedStore, refuse
@@ -376,6 +378,25 @@ def test_a_driver_that_fails_as_it_begins_leaves_no_thread_and_the_run_free(tmp_
     writer = open_run(tmp_path / "run")
     assert len(writer.checkpoints()) == 1
     writer.close()
+
+
+def test_a_line_that_could_not_be_written_is_written_before_the_next(tmp_path, monkeypatch) -> None:
+    writer = open_run(tmp_path / "run")
+
+    def full(line):
+        raise StorageAccessError("nothing may be written there for a moment")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer._log, "append", full)
+        for report, is_committed in ((1, True), (2, False)):
+            with pytest.raises(StorageAccessError):
+                writer.log_report(
+                    report=report, checkpoint=None, metrics=b"{}", other_ranks=None, is_committed=is_committed
+                )
+    writer.log_report(report=3, checkpoint=None, metrics=b"{}", other_ranks=None)
+    writer.close()
+    # Report 2 has not been made: it failed, and there is no checkpoint of it.
+    assert [line["report"] for line in Run(tmp_path / "run").reports()] == [1, 3]
 
 
 def test_the_three_thousandth_kept_checkpoint_costs_what_the_tenth_did(tmp_path) -> None:
