@@ -3,7 +3,7 @@
 python framework_fit.py (holdfast|holdfast_async|holdfast_none|ray) DIRECTORY (lightning|transformers) EPOCHS
 
 Writes `times.json`: `fit_s`, the seconds of the framework's training call on rank 0, and `written_bytes`, what all workers and the
-driver wrote (`wchar` of proc(5)) from the beginning of that call on.
+driver wrote to disk (`write_bytes` of proc(5), which counts what the kernel copies, too) from the beginning of that call on.
 """
 
 import json
@@ -39,7 +39,7 @@ def loop(config):
     )
 
     def written():
-        return int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+        return int(Path("/proc/self/io").read_text().split("\nwrite_bytes: ")[1].split()[0])
 
     def with_lightning():
         import lightning.pytorch as pl
@@ -158,7 +158,7 @@ TorchTrainer(
 ).fit()
 
 workers = [json.loads((directory / f"worker-{rank}.json").read_text()) for rank in (0, 1)]
-driver = int(Path("/proc/self/io").read_text().split("wchar: ")[1].split()[0])
+driver = int(Path("/proc/self/io").read_text().split("\nwrite_bytes: ")[1].split()[0])
 (directory / "times.json").write_text(
     json.dumps({"fit_s": workers[0][0], "written_bytes": driver + sum(written for _, written in workers)})
 )

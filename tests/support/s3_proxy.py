@@ -17,6 +17,7 @@ SLOW_DOWN = (
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
 SLOW_DOWN = SLOW_DOWN % len(SLOW_DOWN.partition(b"\r\n\r\n")[2])
+_RANGE = re.compile(rb"\r\nrange: *bytes=(\S+)", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -66,12 +67,14 @@ class Proxy:
     Attributes:
         tls: How it speaks to clients, where that is encrypted; to the server it never is.
         requests: The first line of each request that came, in order.
+        ranges: The bytes that it asked for, as it said so; empty for all.
     """
 
     port: int
     target_port: int
     tls: ssl.SSLContext | None = None
     requests: list[str] = field(default_factory=list)
+    ranges: list[str] = field(default_factory=list)
     _faults: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -105,6 +108,7 @@ class Proxy:
             text = head.decode("latin-1")
             with self._lock:
                 self.requests.append(line)
+                self.ranges.append(found[1].decode() if (found := _RANGE.search(head)) else "")
                 fault = next((each for each in self._faults if _fits(each, line, text)), Fault())
                 fault.times -= 1
             self._handle(client, head, fault)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,14 +27,23 @@ if TYPE_CHECKING:
 
 Ending = Callable[["CommittedCheckpoint | None", "BaseException | None"], None]
 
+# Storing takes cores from the worker that hands over the rest, so files wait for each other, but no longer than this: where a node
+# can hold no more of them open, others come only when these are stored.
+_HELD_S = 0.1
+
 
 @dataclass
 class _Awaited:
-    """A shard whose files come open, one after another."""
+    """A shard whose files come open, one after another.
+
+    Attributes:
+        held: Open files, by path, that have come and are not being stored yet.
+    """
 
     shard: StagedShard
     files: list[StagedFile]
     num_come: int = 0
+    held: dict[str, tuple[StagedFile, int]] = field(default_factory=dict)
 
 
 class CheckpointRound:
@@ -126,18 +135,30 @@ class CheckpointRound:
             return
         files = awaited.files[message.first : message.first + message.count]
         awaited.num_come += len(files)
+        is_first = not awaited.held
+        for file, descriptor in zip(files, descriptors, strict=True):
+            awaited.held[file.path] = file, descriptor
         if awaited.num_come == len(awaited.files):
             del self._awaited[rank]
-        part = msgspec.structs.replace(awaited.shard, files=tuple(files), metadata=None)
-        by_path = {file.path: descriptor for file, descriptor in zip(files, descriptors, strict=True)}
+            self._store_held(awaited)
+        elif is_first:
+            self._reactor.after(_HELD_S, lambda: self._store_held(awaited))
+
+    def _store_held(self, awaited: _Awaited) -> None:
+        held, awaited.held = awaited.held, {}
+        if not held:
+            return
+        files = tuple(file for file, _ in held.values())
+        descriptors = {path: descriptor for path, (_, descriptor) in held.items()}
+        part = msgspec.structs.replace(awaited.shard, files=files, metadata=None)
         assert self._checkpoint is not None
         try:
-            future = self._checkpoint.store_shard(part, self._progress.uploaded_bytes, by_path)
+            future = self._checkpoint.store_shard(part, self._progress.uploaded_bytes, descriptors)
         except HoldfastError as error:
-            self._close(descriptors)
+            self._close(list(descriptors.values()))
             self._fail(error)
             return
-        self._follow(future, num_descriptors=len(descriptors))
+        self._follow(future, num_descriptors=len(held))
 
     def lose(self, rank: int) -> None:
         """The rank is gone; what it has not handed over by now never comes."""
@@ -230,6 +251,9 @@ class CheckpointRound:
     def _fail(self, error: BaseException) -> None:
         if self._error is None:
             self._error = error
+            for awaited in self._awaited.values():
+                self._close([descriptor for _, descriptor in awaited.held.values()])
+                awaited.held.clear()
             self._awaited.clear()
             if self._checkpoint is not None:
                 self._checkpoint.stop()

@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -76,12 +76,14 @@ class Owner(Protocol):
         manifest: Manifest,
         files: Sequence[str] | None,
         traces: Traces | None,
+        mark: str | None,
     ) -> None:
         """The checkpoint exists.
 
         Args:
             files: They are to be flushed behind; None: read them then.
             traces: What storing it has left; None where others did.
+            mark: The key of what said that it was on its way; nobody needs it any more.
         """
 
 
@@ -218,9 +220,7 @@ class CheckpointWriter:
                 raise self._empty()
 
             def step() -> CommittedCheckpoint:
-                self._owner.check_lease()
-                if not self._in_place:
-                    self._confirm(manifest)
+                self._look_before(manifest)
                 if validates:
                     # Dying on the next line leaves a note of a checkpoint that does not exist, which nobody reads. Noted
                     # after the commit, the wish could be lost although `report` has returned.
@@ -343,6 +343,28 @@ class CheckpointWriter:
                 f"{self._store.url} (a driver that was taken to be dead?); report it once more"
             )
 
+    def _look_before(self, manifest: Manifest) -> None:
+        """Whether this process still drives the run, and the store has all of it.
+
+        Raises:
+            RunInUseError: Another driver has taken the run over.
+            StorageError: The store misses a file, lists another size, or did not say.
+        """
+        if self._in_place or self._place != self.name:  # the one is free, or the other
+            self._owner.check_lease()
+            if not self._in_place:
+                self._confirm(manifest)
+            return
+        # Each is a request to a store that may be far away, so both at once.
+        with ThreadPoolExecutor(1, thread_name_prefix="holdfast-lease") as pool:
+            looked = pool.submit(self._owner.check_lease)
+            try:
+                self._confirm(manifest)
+            except StorageError:
+                looked.result()  # another driver is the better reason: it may have removed them
+                raise
+            looked.result()
+
     def _confirm(self, manifest: Manifest) -> None:
         """Nothing is committed that the store does not list.
 
@@ -370,11 +392,6 @@ class CheckpointWriter:
     def _settle(self, committed: CommittedCheckpoint, manifest: Manifest, metadata: str | None) -> None:
         """What follows the commit; a failure in here takes nothing back."""
         failure: StorageError | None = None
-        if self._place == self.name and not self._in_place:
-            try:
-                self._store.delete(layout.pending_key(self.name))
-            except StorageError as error:
-                _log.debug("the mark of checkpoint %s stays until the next start: %s", self.name, error)
         if self._owner.strict:
             try:
                 make_durable(self._store, partial=self._place, manifest=manifest, metadata=metadata)
@@ -386,7 +403,8 @@ class CheckpointWriter:
             files = ()
         elif len(manifest.files) <= _KEPT_FILES:
             files = files_of(manifest, self.name, metadata=metadata is not None)
-        self._owner.committed(committed, manifest, files, None if self._in_place else self._traces)
+        mark = layout.pending_key(self.name) if self._place == self.name and not self._in_place else None
+        self._owner.committed(committed, manifest, files, None if self._in_place else self._traces, mark)
         try:
             self._owner.keeper.committed(manifest, self._kept)
         except Exception as error:  # noqa: BLE001 - it makes a restart quick, and the checkpoint is there without it

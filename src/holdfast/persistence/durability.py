@@ -83,6 +83,7 @@ class Durability:
         self._changed = threading.Condition()
         self._unflushed: dict[str, _Unflushed] = {}
         self._doomed: dict[str, CommittedCheckpoint] = {}
+        self._stale_marks: list[str] = []
         self._deleting: str | None = None
         self._closing = False
         self._retry_at_s = 0.0
@@ -92,17 +93,24 @@ class Durability:
         self._thread: threading.Thread | None = None
 
     def committed(
-        self, checkpoint: CommittedCheckpoint, files: Sequence[str] | None, doomed: Sequence[CommittedCheckpoint]
+        self,
+        checkpoint: CommittedCheckpoint,
+        files: Sequence[str] | None,
+        doomed: Sequence[CommittedCheckpoint],
+        mark: str | None = None,
     ) -> None:
         """Takes note of a commit; returns at once.
 
         Args:
             files: Keys to flush; none where that is done already; None to read them when they are needed.
             doomed: What retention lets go of because of it.
+            mark: The key of what said that it was on its way, which is to be deleted.
         """
         with self._changed:
             if self._flushes:
                 self._unflushed[checkpoint.name] = _Unflushed(checkpoint, files, marks=True)
+            if mark is not None:
+                self._stale_marks.append(mark)
             self.let_go(doomed)
 
     def let_go(self, doomed: Sequence[CommittedCheckpoint]) -> None:
@@ -210,6 +218,8 @@ class Durability:
                     return
                 last = self._closing
                 flushing, doomed = list(self._unflushed.values()), list(self._doomed.values())
+                stale_marks, self._stale_marks = self._stale_marks, []
+            self._remove_marks(stale_marks)
             flushed = self._flush_all(flushing)
             clean = self._delete_all(doomed) if flushed else True
             with self._changed:
@@ -224,7 +234,7 @@ class Durability:
         while not self._closing:
             # No pace where a report waits for a name to become free.
             paced_s = 0.0 if self._awaited else self._next_round_s
-            if self._unflushed or self._records:
+            if self._unflushed or self._records or self._stale_marks:
                 due_s = paced_s
             elif self._doomed:
                 due_s = max(paced_s, self._retry_at_s)
@@ -237,7 +247,16 @@ class Durability:
             if pause_s <= 0:
                 return True
             self._changed.wait(pause_s)
-        return bool(self._unflushed or self._records or self._doomed)
+        return bool(self._unflushed or self._records or self._doomed or self._stale_marks)
+
+    def _remove_marks(self, marks: Sequence[str]) -> None:
+        """Before anything is deleted, which sets the mark anew."""
+        try:
+            if marks:
+                # Dying on the next line leaves marks of checkpoints that have a manifest: they mean nothing, and the next start removes them.
+                self._store.delete_many(marks)
+        except StorageError as error:
+            _log.debug("marks of checkpoints of %s stay until the next start: %s", self._store.url, error)
 
     def _flush_records(self) -> None:
         records, self._records = self._records, ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from holdfast.config import CheckpointConfig
 from holdfast.errors import StorageError, StoreExistsError
-from holdfast.persistence import garbage, layout, lease, metrics_log
+from holdfast.persistence import garbage, layout, lease
 from holdfast.persistence.checkpoint_writer import CheckpointWriter
 from holdfast.persistence.commit import taken
 from holdfast.persistence.deletion import set_aside
@@ -23,12 +22,13 @@ from holdfast.persistence.kept import Keeper
 from holdfast.persistence.ledger import Ledger
 from holdfast.persistence.litter import Litter
 from holdfast.persistence.lost_lines import lost_lines
+from holdfast.persistence.metrics_log import encode_line
 from holdfast.persistence.notes import NoteKeeper
 from holdfast.persistence.opening import describe_policy, ensure_run_record, survey, this_process
 from holdfast.persistence.predecessor import Predecessor, Traces, predecessor_of
 from holdfast.persistence.recovery import Fingerprint, Fingerprints, examine
+from holdfast.persistence.report_lines import ReportLines
 from holdfast.persistence.retention import RetentionPolicy
-from holdfast.persistence.retry import RetryPolicy, retried
 from holdfast.persistence.staging_places import StagingPlaces
 from holdfast.persistence.validation_records import ValidationRecords
 from holdfast.records import CommittedCheckpoint, Manifest
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from holdfast.persistence.upload import Uploader
 
 _log = logging.getLogger("holdfast")
-_LOG_RETRY = RetryPolicy(limit_s=5.0, longest_wait_s=0.5, disk_full_s=1.0)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -82,10 +81,7 @@ class RunWriter:
         self.first_report = held.survey.first_report
         self.strict = strict
         self._lease = held
-        self._attempt = self.first_attempt
-        self._log = metrics_log.MetricsLog(store, self.epoch, self._attempt)
-        self._owed: list[bytes] = []
-        self._appending = threading.Lock()
+        self._lines = ReportLines(store, self.epoch, self.first_attempt)
         self.keeper = keeper
         self.staging = staging
         self._litter = Litter(store)
@@ -164,10 +160,7 @@ class RunWriter:
             )
             undo.pop_all()  # all of it is the writer's now
         try:
-            # Dying between two of these lines leaves those that are missing to the next driver.
-            for line in lost_lines(store, held.survey.catalog):
-                writer._owed.append(line)
-                writer._append_owed()
+            writer._lines.add_lost(lost_lines(store, held.survey.catalog))
         except BaseException:
             writer._durability.hurry()
             with contextlib.suppress(StorageError):
@@ -178,11 +171,7 @@ class RunWriter:
     def begin_attempt(self, attempt: int) -> None:
         """Opens the log of a new life of the worker group, and removes what the last one left half written."""
         self._remove_staging()
-        if attempt == self._attempt:
-            return
-        self._log.close()
-        self._attempt = attempt
-        self._log = metrics_log.MetricsLog(self.store, self.epoch, attempt)
+        self._lines.begin_attempt(attempt)
 
     def log_report(
         self,
@@ -203,15 +192,8 @@ class RunWriter:
             is_committed: Its checkpoint is there: where the line cannot be written now it is before the next one, and before that
                 checkpoint is deleted.
         """
-        line = metrics_log.encode_line(report, self._attempt, time.time(), checkpoint, metrics, other_ranks)
-        with self._appending:
-            self._owed.append(line)
-            try:
-                self._append_owed()
-            except StorageError:
-                if not is_committed:
-                    self._owed.remove(line)
-                raise
+        line = encode_line(report, self._lines.attempt, time.time(), checkpoint, metrics, other_ranks)
+        self._lines.add(line, is_committed=is_committed)
 
     def is_free(self, name: str) -> bool:
         """Whether no checkpoint of that name is kept, or on its way."""
@@ -230,7 +212,7 @@ class RunWriter:
             raise taken(self.store, name)
         self._durability.await_free(name)
         self._on_their_way.add(name)
-        return CheckpointWriter(self, name, report, self._attempt)
+        return CheckpointWriter(self, name, report, self._lines.attempt)
 
     def submit(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Runs something on the thread of commits: one at a time, in the order of the calls."""
@@ -316,7 +298,7 @@ class RunWriter:
             self._durability.close()
             self._remove_staging()
             self._litter.remove_all()
-            self._log.close()
+            self._lines.close()
 
     # What follows is for the checkpoints on their way (`checkpoint_writer.Owner`).
 
@@ -344,7 +326,7 @@ class RunWriter:
         Raises:
             CheckpointExistsError: Something lies there that is not ours to move.
         """
-        self._litter.make_way(layout.partial_name(name, self.epoch, self._attempt))
+        self._litter.make_way(layout.partial_name(name, self.epoch, self._lines.attempt))
         if not self.store.exists(name):
             return
         if not self._litter.make_way(name):
@@ -375,6 +357,7 @@ class RunWriter:
         manifest: Manifest,
         files: Sequence[str] | None,
         traces: Traces | None,
+        mark: str | None,
     ) -> None:
         """A checkpoint exists: it joins the list, retention decides, and the rest happens behind."""
         try:
@@ -384,20 +367,11 @@ class RunWriter:
             _log.debug("checkpoint %s will be read when it is needed: %s", checkpoint.name, error)
         doomed = self._ledger.add(checkpoint)
         self._on_their_way.discard(checkpoint.name)
-        self._durability.committed(checkpoint, files, doomed)
-
-    def _append_owed(self) -> None:
-        while self._owed:
-            line = self._owed[0]
-            # An append that fails is taken back, so it may be repeated; not for long, for the controller waits here.
-            retried(functools.partial(self._log.append, line), "Writing a report to the metrics log", _LOG_RETRY)
-            del self._owed[0]
+        self._durability.committed(checkpoint, files, doomed, mark)
 
     def _prepare_deletion(self) -> None:
         # A line that waits in memory can be told from the manifest of its checkpoint, so the line goes first.
-        with self._appending:
-            self._append_owed()
-        self._log.flush()
+        self._lines.settle()
         self._lease.check()
 
     def _predecessor(

@@ -40,6 +40,9 @@ _TELL_EVERY_S = 30.0
 # A start that cannot work is to be told of soon: the first request of a run is not sent again for as long.
 _PROBE_RETRIES = 2
 _PROBE_LIMIT_S = 10.0
+# How often a body may break off before all of it is asked for again. Refusals are sent again as often before the gate hears of them,
+# so there are few.
+_BODY_RETRIES = 2
 _CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "http": "HTTPStore"}
 _SERVICES = {"s3": "Amazon S3", "gs": "Google Cloud Storage", "az": "Azure Storage"}
 # What the library calls an option that has another name here.
@@ -54,6 +57,7 @@ class Resends(enum.Enum):
     NEVER = "for what is one request: its caller does"
     ALWAYS = "for what is many, of which one may fail"
     SOON_OVER = "for the first look at a bucket"
+    GOES_ON = "for many bytes: where they break off, the library asks for the rest"
 
 
 class Client:
@@ -298,6 +302,8 @@ def _retry_config(ours: Mapping[str, str], resends: Resends) -> dict[str, Any]:
         retries = 0
     elif resends is Resends.SOON_OVER:
         retries, limit_s = min(retries, _PROBE_RETRIES), min(limit_s, _PROBE_LIMIT_S)
+    elif resends is Resends.GOES_ON:
+        retries = min(retries, _BODY_RETRIES)
     return {
         "max_retries": retries,
         "retry_timeout": datetime.timedelta(seconds=limit_s),

@@ -74,6 +74,35 @@ def look(client: Client, name: str, *, probe: bool = False) -> Found | None:
     Raises:
         StorageError: The store did not say.
     """
+    try:
+        return client.outcome("look for", name, _begin_look(client, name, probe=probe))
+    except StoreNotFoundError:
+        return None
+
+
+def is_taken(client: Client, name: str) -> bool:
+    """Whether an object has this name, or a name below it. Two requests at once.
+
+    Raises:
+        StorageError: The store did not say.
+    """
+    itself = _begin_look(client, name, probe=False)
+    try:
+        is_below = next(pages(client, name, size=1), None) is not None
+    except BaseException:
+        itself.cancel()
+        raise
+    if is_below:
+        itself.cancel()
+        return True
+    try:
+        client.outcome("look for", name, itself)
+    except StoreNotFoundError:
+        return False
+    return True
+
+
+def _begin_look(client: Client, name: str, *, probe: bool) -> Future[Found]:
     obstore, handle = client.obstore, client.handle(_resends(probe))
 
     async def ask() -> Found:
@@ -81,10 +110,7 @@ def look(client: Client, name: str, *, probe: bool = False) -> Found | None:
         attributes = {str(each).lower(): str(value) for each, value in result.attributes.items()}
         return Found(int(result.meta["size"]), attributes.get(NONCE), _plain(result.meta["e_tag"]))
 
-    try:
-        return client.call("look for", name, ask, once=probe)
-    except StoreNotFoundError:
-        return None
+    return client.calls.begin(ask, once=probe)
 
 
 def get(client: Client, name: str) -> Piece:
@@ -116,7 +142,8 @@ async def fetch(client: Client, name: str, range_bytes: tuple[int, int] | None =
         range_bytes: Start, and end (not included); None for all.
     """
     options = {"range": range_bytes} if range_bytes is not None else None
-    result = await client.obstore.get_async(client.handle(), name, options=options)
+    handle = client.handle(Resends.GOES_ON if range_bytes is not None else Resends.NEVER)
+    result = await client.obstore.get_async(handle, name, options=options)
     data = memoryview(await result.bytes_async())
     return Piece(data, int(result.meta["size"]), result.meta["e_tag"])
 

@@ -25,7 +25,7 @@ from holdfast.stores.object_leftovers import give_up_uploads
 from holdfast.stores.object_open import ObjectReader
 from holdfast.stores.object_probe import probe
 from holdfast.stores.object_put import begin_small, confirm, put_descriptor
-from holdfast.stores.object_requests import Listed, copy, delete, delete_all, get, level, look, pages, put
+from holdfast.stores.object_requests import Listed, copy, delete, delete_all, get, is_taken, level, look, pages, put
 from holdfast.stores.object_url import Place, parse_url
 
 
@@ -38,7 +38,7 @@ class ObjectStore(Store):
 
     Costs, in requests: `read`, `write`, `create`, `delete`, opening, and a page of 1,000 entries of a listing are one each;
     `put_file` is one for a small file, and one a part and three more for one of over 8 MiB; `confirm` is one a thousand files;
-    `exists` is one, and a second where there is no object.
+    `exists` is two at once.
 
     Args:
         url: `s3://bucket/prefix?option=value`; see `object_url` for the schemes and options.
@@ -128,11 +128,11 @@ class ObjectStore(Store):
     def exists(self, key: str) -> bool:
         """Whether an object has this name, or a name below it."""
         name = self._name(key)
-        if key and look(self._client, name) is not None:
-            return True
         if self._place.service == "http":  # which cannot be asked for what is below
-            return False
-        return next(pages(self._client, name, size=1), None) is not None
+            return bool(key) and look(self._client, name) is not None
+        if not key:
+            return next(pages(self._client, name, size=1), None) is not None
+        return is_taken(self._client, name)
 
     def read(self, key: str) -> bytes:
         """The whole object."""

@@ -387,7 +387,7 @@ def test_a_line_that_could_not_be_written_is_written_before_the_next(tmp_path, m
         raise StorageAccessError("nothing may be written there for a moment")
 
     with monkeypatch.context() as patched:
-        patched.setattr(writer._log, "append", full)
+        patched.setattr(writer._lines._log, "append", full)
         for report, is_committed in ((1, True), (2, False)):
             with pytest.raises(StorageAccessError):
                 writer.log_report(
