@@ -13,7 +13,7 @@ from holdfast.errors import StorageError, StoreNotFoundError
 from holdfast.persistence import layout
 from holdfast.persistence.download_files import fetch_files
 from holdfast.persistence.verify import select
-from holdfast.records import Manifest
+from holdfast.records import Manifest, StoredFile
 from holdfast.stores.base import Store
 from holdfast.stores.local import LocalStore
 from holdfast.stores.local_errors import storage_error
@@ -43,6 +43,21 @@ def fetch(
     kept = kept or {}
     files = select(manifest.files, include)
     target = LocalStore(directory)
+    # Asked for before the files: a store far away answers meanwhile.
+    own = [layout.METADATA] if include is not None else [layout.METADATA, layout.MANIFEST]
+    with contextlib.ExitStack() as asked:
+        begun = [(name, store.begin_read(name, None)) for name in own]
+        for _, read in begun:
+            asked.callback(read.cancel)
+        _fetch_reported(store, target, files, kept)
+        for name, read in begun:
+            try:
+                target.write(name, bytes(read.wait()))
+            except StoreNotFoundError:
+                continue
+
+
+def _fetch_reported(store: Store, target: LocalStore, files: Sequence[StoredFile], kept: Mapping[str, str]) -> None:
     fetch_files(store, target, [file for file in files if file.kind == "file"], kept)
     for file in files:
         if file.kind == "directory":
@@ -51,12 +66,6 @@ def fetch(
     for file in files:
         if file.kind == "symlink":
             target.put_symlink(layout.decode_path(file.path), layout.decode_path(file.target or ""))
-    own = [layout.METADATA] if include is not None else [layout.METADATA, layout.MANIFEST]
-    for name in own:
-        try:
-            target.write(name, store.read(name))
-        except StoreNotFoundError:
-            continue
 
 
 def copy_to(

@@ -74,8 +74,15 @@ def look(client: Client, name: str, *, probe: bool = False) -> Found | None:
     Raises:
         StorageError: The store did not say.
     """
+    obstore, handle = client.obstore, client.handle(_resends(probe))
+
+    async def ask() -> Found:
+        result = await obstore.get_async(handle, name, options={"head": True})
+        attributes = {str(each).lower(): str(value) for each, value in result.attributes.items()}
+        return Found(int(result.meta["size"]), attributes.get(NONCE), _plain(result.meta["e_tag"]))
+
     try:
-        return client.outcome("look for", name, _begin_look(client, name, probe=probe))
+        return client.call("look for", name, ask, once=probe)
     except StoreNotFoundError:
         return None
 
@@ -86,31 +93,22 @@ def is_taken(client: Client, name: str) -> bool:
     Raises:
         StorageError: The store did not say.
     """
-    itself = _begin_look(client, name, probe=False)
+    below = _begin_first_page(client, name)
     try:
-        is_below = next(pages(client, name, size=1), None) is not None
-    except BaseException:
-        itself.cancel()
-        raise
-    if is_below:
-        itself.cancel()
+        if look(client, name) is None:
+            return client.outcome("list", name, below) is not None
         return True
-    try:
-        client.outcome("look for", name, itself)
-    except StoreNotFoundError:
-        return False
-    return True
+    finally:
+        below.cancel()
 
 
-def _begin_look(client: Client, name: str, *, probe: bool) -> Future[Found]:
-    obstore, handle = client.obstore, client.handle(_resends(probe))
+def _begin_first_page(client: Client, prefix: str) -> Future[Any]:
+    handle = client.handle()
 
-    async def ask() -> Found:
-        result = await obstore.get_async(handle, name, options={"head": True})
-        attributes = {str(each).lower(): str(value) for each, value in result.attributes.items()}
-        return Found(int(result.meta["size"]), attributes.get(NONCE), _plain(result.meta["e_tag"]))
+    async def ask() -> Any:
+        return await anext(client.obstore.list(handle, prefix, chunk_size=1), None)
 
-    return client.calls.begin(ask, once=probe)
+    return client.calls.begin(ask)
 
 
 def get(client: Client, name: str) -> Piece:
