@@ -89,7 +89,7 @@ class ByPackage:
     Args:
         name: Its name in `holdfast.lightning`.
         bases: Lightning's classes that it derives from.
-        own: What is ours of it.
+        own: What is ours of it; of the same name, which its methods show in errors.
     """
 
     def __init__(self, name: str, bases: Bases, own: type) -> None:
