@@ -209,6 +209,16 @@ def test_what_torch_will_not_load_is_told_with_the_remedy(tmp_path: Path) -> Non
     assert fit_steps(tmp_path, "run", **config, fit={"weights_only": False}).metrics["step"] == 2 * BATCHES
 
 
+def test_an_older_lightning_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning.pytorch as pl
+
+    from holdfast.lightning import RayTrainReportCallback
+
+    monkeypatch.setattr(pl, "__version__", "2.5.5")
+    with pytest.raises(train.ConfigurationError, match=r"needs lightning.pytorch 2\.6, and 2\.5\.5 is installed"):
+        RayTrainReportCallback.of(pl)
+
+
 def test_names_are_those_that_users_know() -> None:
     import lightning.pytorch as pl
 
