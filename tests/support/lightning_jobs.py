@@ -27,7 +27,7 @@ def digits(config: dict[str, Any]) -> tuple[Any, Any, Any]:
     pl = importlib.import_module(config.get("package", "lightning.pytorch"))
     torch.manual_seed(7)
     images, labels = load_digits(return_X_y=True)
-    size = config.get("batches", BATCHES) * 8 * train.get_context().get_world_size()
+    size = config.get("items") or config.get("batches", BATCHES) * 8 * train.get_context().get_world_size()
     data = TensorDataset(torch.tensor(images[:size], dtype=torch.float32) / 16, torch.tensor(labels[:size]))
 
     class Digits(pl.LightningModule):  # type: ignore[name-defined, misc]

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from holdfast.lightning import reporting, strategies
 from holdfast.lightning.packages import ByPackage, environment_class, report_class, strategy_class
-from holdfast.lightning.reporting import ReportHooks
-from holdfast.lightning.strategies import DeepSpeedOnWorkers, OnWorkers, ShardedOnWorkers, WorkerEnvironment
 from holdfast.lightning.trainer import prepare_trainer as prepare_trainer
 
 __all__ = [
@@ -24,9 +23,13 @@ __all__ = [
 ]
 
 # To a type checker they are classes that it knows nothing of: their bases are, too.
-RayTrainReportCallback: Any = ByPackage("RayTrainReportCallback", report_class, ReportHooks)
+RayTrainReportCallback: Any = ByPackage("RayTrainReportCallback", report_class, reporting.RayTrainReportCallback)
 ReportCallback: Any = RayTrainReportCallback
-RayDDPStrategy: Any = ByPackage("RayDDPStrategy", strategy_class("DDPStrategy"), OnWorkers)
-RayFSDPStrategy: Any = ByPackage("RayFSDPStrategy", strategy_class("FSDPStrategy"), ShardedOnWorkers)
-RayDeepSpeedStrategy: Any = ByPackage("RayDeepSpeedStrategy", strategy_class("DeepSpeedStrategy"), DeepSpeedOnWorkers)
-RayLightningEnvironment: Any = ByPackage("RayLightningEnvironment", environment_class, WorkerEnvironment)
+RayDDPStrategy: Any = ByPackage("RayDDPStrategy", strategy_class("DDPStrategy"), strategies.RayDDPStrategy)
+RayFSDPStrategy: Any = ByPackage("RayFSDPStrategy", strategy_class("FSDPStrategy"), strategies.RayFSDPStrategy)
+RayDeepSpeedStrategy: Any = ByPackage(
+    "RayDeepSpeedStrategy", strategy_class("DeepSpeedStrategy"), strategies.RayDeepSpeedStrategy
+)
+RayLightningEnvironment: Any = ByPackage(
+    "RayLightningEnvironment", environment_class, strategies.RayLightningEnvironment
+)

@@ -13,6 +13,7 @@ from holdfast.errors import ConfigurationError
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _FABRICS = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
+_OLDEST = (2, 6)
 
 # From Lightning's packages, those of the process, the bases of a class.
 Bases = Callable[[Sequence[ModuleType]], tuple[type, ...]]
@@ -49,7 +50,17 @@ def package_of(trainer: object) -> ModuleType:
 
 
 def report_class(packages: Sequence[ModuleType]) -> tuple[type, ...]:
-    """The base of a callback; of both packages where both are imported, so that either trainer takes it for its own."""
+    """The base of a callback; of both packages where both are imported, so that either trainer takes it for its own.
+
+    Raises:
+        ConfigurationError: One is too old: the callback looks into the loops, which are others there.
+    """
+    for package in packages:
+        if tuple(int(part) for part in package.__version__.split(".")[:2]) < _OLDEST:
+            raise ConfigurationError(
+                f"RayTrainReportCallback needs {package.__name__} 2.6, and {package.__version__} is installed; "
+                "pip install 'lightning>=2.6,<2.7', or pytorch-lightning alike"
+            )
     return tuple(package.Callback for package in packages)
 
 
@@ -89,7 +100,7 @@ class ByPackage:
     Args:
         name: Its name in `holdfast.lightning`.
         bases: Lightning's classes that it derives from.
-        own: What is ours of it.
+        own: What is ours of it; of the same name, which its methods show in errors.
     """
 
     def __init__(self, name: str, bases: Bases, own: type) -> None:

@@ -37,7 +37,11 @@ class OnWorkers:
         """None: the processes are there. Lightning refuses what starts some in a notebook."""
 
 
-class ShardedOnWorkers(OnWorkers):
+class RayDDPStrategy(OnWorkers):
+    """`DDPStrategy` for workers: its ranks are the workers, each on its own device. Takes what Lightning's takes."""
+
+
+class RayFSDPStrategy(OnWorkers):
     """`FSDPStrategy` for workers; on CPUs, too, to try a script before it gets its GPUs.
 
     Raises:
@@ -72,7 +76,7 @@ class ShardedOnWorkers(OnWorkers):
         return strategy._setup_model(model)
 
 
-class DeepSpeedOnWorkers(OnWorkers):
+class RayDeepSpeedStrategy(OnWorkers):
     """`DeepSpeedStrategy` for workers; on CPUs, too, where DeepSpeed was built for them and `DS_ACCELERATOR=cpu` is set."""
 
     @property
@@ -95,7 +99,7 @@ class DeepSpeedOnWorkers(OnWorkers):
         strategy._init_deepspeed_distributed()
 
 
-class WorkerEnvironment:
+class RayLightningEnvironment:
     """The workers as a `ClusterEnvironment`: they run already, and have their ranks."""
 
     def __init__(self) -> None:
