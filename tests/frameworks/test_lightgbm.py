@@ -63,7 +63,12 @@ def boost(config: dict[str, Any]) -> tuple[int, str]:
 
 
 def fit(
-    tmp_path: Path, name: str, *, killed: bool = False, trainings: int = 1, learner: dict[str, Any] | None = None
+    tmp_path: Path,
+    name: str,
+    *,
+    killed: bool = False,
+    trainings: int = 1,
+    learner: dict[str, Any] | None = None,
 ) -> train.Result:
     together = {"tree_learner": "data", "pre_partition": True}
     return LightGBMTrainer(
@@ -96,11 +101,12 @@ def test_one_function_trains_several_times(tmp_path: Path) -> None:
     assert len(fit(tmp_path, "twice", trainings=2).best_checkpoints) == 10
 
 
-def test_ranks_that_train_each_by_itself_are_told(tmp_path: Path) -> None:
-    fit(tmp_path, "alone", learner={})
-    log = Path(tmp_path, "alone", ".holdfast", "logs")
-    text = "".join(path.read_text() for path in sorted(log.rglob("*")) if path.is_file())
-    assert text.count("Give tree_learner='data'") == 1
+def test_ranks_that_would_train_each_by_itself_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(train.WorkerGroupError) as failure:
+        fit(tmp_path, "alone", learner={})
+    error = failure.value.worker_failures[0]
+    assert isinstance(error, train.ConfigurationError)
+    assert "tree_learner='data'" in str(error)
 
 
 def test_two_jobs_never_choose_the_same_ports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,34 +176,93 @@ def test_checkpoints_are_stored_as_often_as_was_asked_for(
     assert rounds == stored
 
 
-def test_the_model_that_early_stopping_leaves_is_stored(tmp_path: Path) -> None:
-    def work() -> int:
-        import numpy as np
-        import xgboost
+def noise(config: dict[str, Any]) -> dict[str, Any]:
+    """Trains on what cannot be learnt, so that early stopping ends it; what is left of the training."""
+    import numpy as np
+    import xgboost
 
-        from holdfast.xgboost import RayTrainReportCallback
+    from holdfast.xgboost import EarlyStopping, RayTrainReportCallback
 
-        random = np.random.default_rng(0)
-        rows, noise = random.random((60, 3)).astype("float32"), random.normal(size=60)
-        booster = xgboost.train(
-            {"eta": 0.9, "nthread": 1},
-            xgboost.DMatrix(rows[:40], noise[:40]),
-            50,
-            evals=[(xgboost.DMatrix(rows[40:], noise[40:]), "valid")],
-            callbacks=[xgboost.callback.EarlyStopping(rounds=2, save_best=True), RayTrainReportCallback(frequency=1)],
-            verbose_eval=False,
-        )
-        return booster.num_boosted_rounds()
+    checkpoint = train.get_checkpoint()
+    model = RayTrainReportCallback.get_model(checkpoint) if checkpoint else None
+    done = model.num_boosted_rounds() if model else 0
 
+    class Fail(xgboost.callback.TrainingCallback):
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            if checkpoint is None and epoch == config.get("fails_at"):
+                raise OSError("as a worker that is lost")
+            return False
+
+    random = np.random.default_rng(3)
+    rows, target = random.random((60, 3)).astype("float32"), random.normal(size=60)
+    history: dict[str, Any] = {}
+    stopping = xgboost.callback.EarlyStopping if config.get("own") else EarlyStopping
+    booster = xgboost.train(
+        {"eta": 0.3, "max_depth": 2, "nthread": 1},
+        xgboost.DMatrix(rows[:40], target[:40]),
+        50 - done,
+        evals=[(xgboost.DMatrix(rows[40:], target[40:]), "valid")],
+        xgb_model=model,
+        callbacks=[stopping(rounds=5, save_best=config["save_best"]), RayTrainReportCallback(frequency=1), Fail()],
+        evals_result=history,
+        verbose_eval=False,
+    )
+    return {
+        "done": done,
+        "rounds": booster.num_boosted_rounds(),
+        "best": booster.best_iteration,
+        "trees": [booster[each].get_dump() for each in range(booster.num_boosted_rounds())],
+        "errors": history.get("valid", {}).get("rmse", []),
+    }
+
+
+def fit_noise(tmp_path: Path, name: str, **config: Any) -> train.Result:
+    return XGBoostTrainer(
+        noise,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=0),
+        run_config=RunConfig(
+            name=name, storage_path=tmp_path, progress="quiet", failure_config=FailureConfig(max_failures=1)
+        ),
+    ).fit()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_model_that_early_stopping_leaves_is_stored_with_its_own_metrics(own: bool, tmp_path: Path) -> None:
     from holdfast.xgboost import RayTrainReportCallback
 
-    result = XGBoostTrainer(
-        work,
-        scaling_config=ScalingConfig(num_workers=0),
-        run_config=RunConfig(name="early", storage_path=tmp_path, progress="quiet"),
-    ).fit()
-    assert RayTrainReportCallback.get_model(result.checkpoint).num_boosted_rounds() == result.return_value
-    assert len(result.best_checkpoints) > result.return_value
+    result = fit_noise(tmp_path, "early", own=own, save_best=True)
+    left = result.return_value
+    assert 1 < left["rounds"] == left["best"] + 1 < len(left["errors"])
+    assert RayTrainReportCallback.get_model(result.checkpoint).num_boosted_rounds() == left["rounds"]
+    assert result.metrics == {"valid-rmse": min(left["errors"])}
+    assert len(result.best_checkpoints) > left["rounds"]
+
+
+def test_a_round_that_ends_the_training_is_reported_with_its_own_metrics(tmp_path: Path) -> None:
+    result = fit_noise(tmp_path, "last", own=True, save_best=False)
+    assert result.metrics == {"valid-rmse": result.return_value["errors"][-1]}
+    assert len(train.Run(result.path).reports()) == result.return_value["rounds"]
+
+
+@pytest.mark.parametrize("save_best", [True, False])
+def test_early_stopping_goes_on_after_a_resume(
+    save_best: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calm = fit_noise(tmp_path, "calm", save_best=save_best)
+    best = calm.return_value["best"]
+    # Once before the best round and once after it, which is then of before the resume.
+    for fails_at in (best - 1, best + 3):
+        hit = fit_noise(tmp_path, f"hit-{fails_at}", save_best=save_best, fails_at=fails_at)
+        assert hit.return_value["done"] == fails_at + 1
+        assert {**hit.return_value, "done": 0, "errors": []} == {**calm.return_value, "errors": []}
+        assert hit.metrics == calm.metrics
+    assert "stopped early already" not in caplog.text
+    # What has ended stays as it is when somebody fits it again.
+    again = fit_noise(tmp_path, "calm", save_best=save_best)
+    assert again.return_value["trees"] == calm.return_value["trees"]
+    assert again.metrics == calm.metrics
+    assert ("stopped early already" in caplog.text) == (not save_best)
 
 
 def test_what_cannot_work_is_refused_at_once() -> None:
