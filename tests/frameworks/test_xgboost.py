@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import holdfast as train
-from holdfast import FailureConfig, MetricsError, RunConfig, ScalingConfig
+from holdfast import FailureConfig, RunConfig, ScalingConfig
 from holdfast.xgboost import XGBoostConfig, XGBoostTrainer
 
 pytest.importorskip("xgboost", reason="XGBoost is not installed: pip install holdfast[xgboost]")
@@ -101,79 +101,6 @@ def test_a_rank_that_returns_first_takes_nothing_from_the_others(tmp_path: Path)
         run_config=RunConfig(name="uneven", storage_path=tmp_path, progress="quiet"),
     ).fit()
     assert result.return_value == 3
-
-
-def in_process(tmp_path: Path, rounds: int = 3, **options: Any) -> train.Result:
-    def work() -> None:
-        import numpy as np
-        import xgboost
-
-        from holdfast.xgboost import RayTrainReportCallback
-
-        rows = np.arange(40, dtype="float32").reshape(20, 2)
-        data = xgboost.DMatrix(rows, rows[:, 0] / 10)
-        xgboost.train(
-            {"max_depth": 2, "nthread": 1},
-            data,
-            rounds,
-            evals=[(data, "train"), (data, "valid")],
-            callbacks=[RayTrainReportCallback(**options)],
-            verbose_eval=False,
-        )
-
-    return XGBoostTrainer(
-        work,
-        scaling_config=ScalingConfig(num_workers=0),
-        run_config=RunConfig(name="run", storage_path=tmp_path, progress="quiet"),
-    ).fit()
-
-
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        ({}, ["train-rmse", "valid-rmse"]),
-        ({"metrics": "valid-rmse"}, ["valid-rmse"]),
-        ({"metrics": ["train-rmse"]}, ["train-rmse"]),
-        ({"metrics": {"loss": "valid-rmse"}}, ["loss"]),
-        ({"results_postprocessing_fn": lambda metrics: {"sum": sum(metrics.values())}}, ["sum"]),
-    ],
-)
-def test_metrics_are_those_that_were_asked_for(options: dict[str, Any], names: list[str], tmp_path: Path) -> None:
-    assert list(in_process(tmp_path, **options).metrics) == names
-
-
-def test_a_metric_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(train.WorkerGroupError) as failure:
-        in_process(tmp_path, metrics="rmse")
-    error = failure.value.worker_failures[0]
-    assert isinstance(error, MetricsError)
-    assert "'rmse'" in str(error)
-    assert "'train-rmse', 'valid-rmse'" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("options", "stored"),
-    [
-        ({}, [3]),
-        ({"checkpoint_at_end": False}, []),
-        ({"frequency": 2}, [2, 3]),
-        ({"frequency": 2, "checkpoint_at_end": False}, [2]),
-        ({"frequency": 3}, [3]),  # not twice
-        ({"filename": "booster.json"}, [3]),
-    ],
-)
-def test_checkpoints_are_stored_as_often_as_was_asked_for(
-    options: dict[str, Any], stored: list[int], tmp_path: Path
-) -> None:
-    from holdfast.xgboost import RayTrainReportCallback
-
-    filename = options.get("filename", RayTrainReportCallback.CHECKPOINT_NAME)
-    result = in_process(tmp_path, **options)
-    rounds = []
-    for checkpoint, _ in result.best_checkpoints:
-        assert [file.path for file in checkpoint.files()] == [filename]
-        rounds.append(RayTrainReportCallback.get_model(checkpoint, filename).num_boosted_rounds())
-    assert rounds == stored
 
 
 def noise(config: dict[str, Any]) -> dict[str, Any]:
@@ -266,16 +193,8 @@ def test_early_stopping_goes_on_after_a_resume(
 
 
 def test_what_cannot_work_is_refused_at_once() -> None:
-    from holdfast.xgboost import RayTrainReportCallback
-
-    with pytest.raises(train.ConfigurationError, match="frequency"):
-        RayTrainReportCallback(frequency=-1)
-    with pytest.raises(train.ConfigurationError, match="filename"):
-        RayTrainReportCallback(filename="a/b.ubj")
     with pytest.raises(train.ConfigurationError, match="rabit"):
         XGBoostConfig(xgboost_communicator="federated")  # type: ignore[arg-type]
-    with pytest.raises(train.ConfigurationError, match="XGBoostConfig"):
-        XGBoostTrainer(print, xgboost_config={})  # type: ignore[arg-type]
 
 
 def test_xgboost_is_imported_when_it_is_needed() -> None:
