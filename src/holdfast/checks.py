@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 
@@ -80,6 +81,18 @@ def check_member(what: str, value: object, kind: type[enum.Enum]) -> None:
         shown = [f"{kind.__name__}.{name}" for name in known]
         meant = _meant(value, known, lambda name: f"{kind.__name__}.{name}")
         raise ConfigurationError(f"{what} must be {_either(shown)}, not {value!r}{meant}")
+
+
+def check_package(module: str, name: str) -> None:
+    """Says what to do where a framework is missing of which `holdfast` has a package of the same name.
+
+    Raises:
+        ImportError: It is.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(
+            f"holdfast.{module} needs {name}. Install it with: pip install holdfast[{module}]", name=module
+        )
 
 
 def nearest(word: object, known: Iterable[str]) -> str | None:

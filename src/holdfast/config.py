@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from holdfast.checks import check_amount, check_choice, check_int, check_seconds, check_variables
 from holdfast.errors import ConfigurationError
+from holdfast.former import knows_former_arguments
 from holdfast.signatures import Keywords
 from holdfast.urls import has_options, shown_url
 
@@ -50,6 +51,7 @@ class CheckpointConsistencyMode(enum.Enum):
     VALIDATED = "VALIDATED"
 
 
+@knows_former_arguments
 @dataclass(frozen=True, kw_only=False)
 class ScalingConfig:
     """How many workers, and what each one gets.
@@ -122,6 +124,7 @@ class ScalingConfig:
         return int((self.resources_per_worker or {}).get("GPU", 1))
 
 
+@knows_former_arguments
 @dataclass(frozen=True)
 class CheckpointConfig:
     """Which checkpoints are kept.
@@ -153,6 +156,7 @@ class CheckpointConfig:
             )
 
 
+@knows_former_arguments
 @dataclass(frozen=True)
 class FailureConfig:
     """How often a run may fail before `fit()` gives up.
@@ -177,6 +181,7 @@ class FailureConfig:
         check_seconds("FailureConfig.preemption_grace_s", self.preemption_grace_s)
 
 
+@knows_former_arguments
 @dataclass(frozen=True)
 class RunConfig:
     """Where a run lies and how it is kept.

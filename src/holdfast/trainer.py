@@ -16,6 +16,7 @@ from holdfast.config import RunConfig, ScalingConfig, ValidationConfig
 from holdfast.controller.callbacks import UserCallback
 from holdfast.errors import ConfigurationError
 from holdfast.fit import Fit
+from holdfast.former import FormerMethod, knows_former_arguments
 from holdfast.origin import Origin
 from holdfast.progress import make_progress, warnings_shown
 from holdfast.reported import ReportedCheckpoint
@@ -28,8 +29,10 @@ from holdfast.worker.backend import BackendConfig
 from holdfast.worker.shipping import pack
 
 _DEFAULT_STORAGE = "~/holdfast_results"
+_RESUMES = "fit() with the same RunConfig.name and storage_path goes on by itself; resume_from= begins with what another run has"
 
 
+@knows_former_arguments
 class DataParallelTrainer:
     """Runs a function on N workers and keeps what they report.
 
@@ -37,6 +40,8 @@ class DataParallelTrainer:
         >>> trainer = DataParallelTrainer(train, scaling_config=ScalingConfig(num_workers=2))
         >>> result = trainer.fit()
     """
+
+    restore, can_restore = FormerMethod(_RESUMES), FormerMethod(_RESUMES)
 
     def __init__(
         self,
@@ -51,7 +56,6 @@ class DataParallelTrainer:
         validation_config: ValidationConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
         resume_from: Checkpoint | ReportedCheckpoint | Run | str | os.PathLike[str] | None = None,
-        resume_from_checkpoint: Any = None,
     ) -> None:
         """Takes what to run and how; nothing starts before `fit()`.
 
@@ -68,7 +72,6 @@ class DataParallelTrainer:
             resume_from: What `get_checkpoint()` gives as long as the run has no checkpoint of its own: a `Checkpoint`, a `Run` (its
                 latest), or the path or URL of either, also of a run of Ray Train's. Once the run has committed one, its own counts,
                 also in a later `fit()`. It is looked for, and its bytes compared, when `fit()` needs it.
-            resume_from_checkpoint: Not taken: a run goes on from its own checkpoint by itself, and begins with another's by `resume_from`.
 
         Raises:
             ConfigurationError: An argument cannot work.
@@ -79,7 +82,11 @@ class DataParallelTrainer:
         takes_config(train_loop_per_worker, "train_loop_per_worker")  # raises where it takes more
         if train_loop_config is not None and not isinstance(train_loop_config, dict):
             raise ConfigurationError(f"train_loop_config must be a dict, not {type(train_loop_config).__name__}")
-        _refuse_others(datasets, dataset_config, resume_from_checkpoint)
+        if datasets or dataset_config is not None:
+            raise ConfigurationError(
+                "datasets= and dataset_config= belong to Ray Data and are not taken here; load the data inside the function, "
+                "or pass where it lies by train_loop_config"
+            )
         for value, kind, name in (
             (scaling_config, ScalingConfig, "scaling_config"),
             (run_config, RunConfig, "run_config"),
@@ -164,20 +171,6 @@ def _check_plain(function: Callable[..., Any]) -> None:
                 f"train_loop_per_worker {getattr(plain, '__qualname__', plain)!r} is {what} would be called without being "
                 "run; pass a plain function (with asyncio.run(...) or a loop over it inside)"
             )
-
-
-def _refuse_others(datasets: object, dataset_config: object, resume_from_checkpoint: object) -> None:
-    """Arguments that Ray Train's trainers take: each says what to do here instead."""
-    if datasets or dataset_config is not None:
-        raise ConfigurationError(
-            "datasets= and dataset_config= belong to Ray Data and are not taken here; load the data inside the function, "
-            "or pass where it lies by train_loop_config"
-        )
-    if resume_from_checkpoint is not None:
-        raise ConfigurationError(
-            "resume_from_checkpoint= is not taken: fit() with the same RunConfig.name and storage_path goes on by itself, and "
-            "resume_from= begins with a checkpoint of somewhere else"
-        )
 
 
 def _check_run(config: RunConfig) -> None:

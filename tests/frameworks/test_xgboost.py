@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import holdfast as train
-from holdfast import FailureConfig, MetricsError, RunConfig, ScalingConfig
+from holdfast import FailureConfig, RunConfig, ScalingConfig
 from holdfast.xgboost import XGBoostConfig, XGBoostTrainer
 
 pytest.importorskip("xgboost", reason="XGBoost is not installed: pip install holdfast[xgboost]")
@@ -103,120 +103,98 @@ def test_a_rank_that_returns_first_takes_nothing_from_the_others(tmp_path: Path)
     assert result.return_value == 3
 
 
-def in_process(tmp_path: Path, rounds: int = 3, **options: Any) -> train.Result:
-    def work() -> None:
-        import numpy as np
-        import xgboost
+def noise(config: dict[str, Any]) -> dict[str, Any]:
+    """Trains on what cannot be learnt, so that early stopping ends it; what is left of the training."""
+    import numpy as np
+    import xgboost
 
-        from holdfast.xgboost import RayTrainReportCallback
+    from holdfast.xgboost import EarlyStopping, RayTrainReportCallback
 
-        rows = np.arange(40, dtype="float32").reshape(20, 2)
-        data = xgboost.DMatrix(rows, rows[:, 0] / 10)
-        xgboost.train(
-            {"max_depth": 2, "nthread": 1},
-            data,
-            rounds,
-            evals=[(data, "train"), (data, "valid")],
-            callbacks=[RayTrainReportCallback(**options)],
-            verbose_eval=False,
-        )
+    checkpoint = train.get_checkpoint()
+    model = RayTrainReportCallback.get_model(checkpoint) if checkpoint else None
+    done = model.num_boosted_rounds() if model else 0
 
+    class Fail(xgboost.callback.TrainingCallback):
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            if checkpoint is None and epoch == config.get("fails_at"):
+                raise OSError("as a worker that is lost")
+            return False
+
+    random = np.random.default_rng(3)
+    rows, target = random.random((60, 3)).astype("float32"), random.normal(size=60)
+    history: dict[str, Any] = {}
+    stopping = xgboost.callback.EarlyStopping if config.get("own") else EarlyStopping
+    booster = xgboost.train(
+        {"eta": 0.3, "max_depth": 2, "nthread": 1},
+        xgboost.DMatrix(rows[:40], target[:40]),
+        50 - done,
+        evals=[(xgboost.DMatrix(rows[40:], target[40:]), "valid")],
+        xgb_model=model,
+        callbacks=[stopping(rounds=5, save_best=config["save_best"]), RayTrainReportCallback(frequency=1), Fail()],
+        evals_result=history,
+        verbose_eval=False,
+    )
+    return {
+        "done": done,
+        "rounds": booster.num_boosted_rounds(),
+        "best": booster.best_iteration,
+        "trees": [booster[each].get_dump() for each in range(booster.num_boosted_rounds())],
+        "errors": history.get("valid", {}).get("rmse", []),
+    }
+
+
+def fit_noise(tmp_path: Path, name: str, **config: Any) -> train.Result:
     return XGBoostTrainer(
-        work,
+        noise,
+        train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=0),
-        run_config=RunConfig(name="run", storage_path=tmp_path, progress="quiet"),
+        run_config=RunConfig(
+            name=name, storage_path=tmp_path, progress="quiet", failure_config=FailureConfig(max_failures=1)
+        ),
     ).fit()
 
 
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        ({}, ["train-rmse", "valid-rmse"]),
-        ({"metrics": "valid-rmse"}, ["valid-rmse"]),
-        ({"metrics": ["train-rmse"]}, ["train-rmse"]),
-        ({"metrics": {"loss": "valid-rmse"}}, ["loss"]),
-        ({"results_postprocessing_fn": lambda metrics: {"sum": sum(metrics.values())}}, ["sum"]),
-    ],
-)
-def test_metrics_are_those_that_were_asked_for(options: dict[str, Any], names: list[str], tmp_path: Path) -> None:
-    assert list(in_process(tmp_path, **options).metrics) == names
+@pytest.mark.parametrize("own", [True, False])
+def test_the_model_that_early_stopping_leaves_is_stored_with_its_own_metrics(own: bool, tmp_path: Path) -> None:
+    from holdfast.xgboost import RayTrainReportCallback
+
+    result = fit_noise(tmp_path, "early", own=own, save_best=True)
+    left = result.return_value
+    assert 1 < left["rounds"] == left["best"] + 1 < len(left["errors"])
+    assert RayTrainReportCallback.get_model(result.checkpoint).num_boosted_rounds() == left["rounds"]
+    assert result.metrics == {"valid-rmse": min(left["errors"])}
+    assert len(result.best_checkpoints) > left["rounds"]
 
 
-def test_a_metric_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(train.WorkerGroupError) as failure:
-        in_process(tmp_path, metrics="rmse")
-    error = failure.value.worker_failures[0]
-    assert isinstance(error, MetricsError)
-    assert "'rmse'" in str(error)
-    assert "'train-rmse', 'valid-rmse'" in str(error)
+def test_a_round_that_ends_the_training_is_reported_with_its_own_metrics(tmp_path: Path) -> None:
+    result = fit_noise(tmp_path, "last", own=True, save_best=False)
+    assert result.metrics == {"valid-rmse": result.return_value["errors"][-1]}
+    assert len(train.Run(result.path).reports()) == result.return_value["rounds"]
 
 
-@pytest.mark.parametrize(
-    ("options", "stored"),
-    [
-        ({}, [3]),
-        ({"checkpoint_at_end": False}, []),
-        ({"frequency": 2}, [2, 3]),
-        ({"frequency": 2, "checkpoint_at_end": False}, [2]),
-        ({"frequency": 3}, [3]),  # not twice
-        ({"filename": "booster.json"}, [3]),
-    ],
-)
-def test_checkpoints_are_stored_as_often_as_was_asked_for(
-    options: dict[str, Any], stored: list[int], tmp_path: Path
+@pytest.mark.parametrize("save_best", [True, False])
+def test_early_stopping_goes_on_after_a_resume(
+    save_best: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from holdfast.xgboost import RayTrainReportCallback
-
-    filename = options.get("filename", RayTrainReportCallback.CHECKPOINT_NAME)
-    result = in_process(tmp_path, **options)
-    rounds = []
-    for checkpoint, _ in result.best_checkpoints:
-        assert [file.path for file in checkpoint.files()] == [filename]
-        rounds.append(RayTrainReportCallback.get_model(checkpoint, filename).num_boosted_rounds())
-    assert rounds == stored
-
-
-def test_the_model_that_early_stopping_leaves_is_stored(tmp_path: Path) -> None:
-    def work() -> int:
-        import numpy as np
-        import xgboost
-
-        from holdfast.xgboost import RayTrainReportCallback
-
-        random = np.random.default_rng(0)
-        rows, noise = random.random((60, 3)).astype("float32"), random.normal(size=60)
-        booster = xgboost.train(
-            {"eta": 0.9, "nthread": 1},
-            xgboost.DMatrix(rows[:40], noise[:40]),
-            50,
-            evals=[(xgboost.DMatrix(rows[40:], noise[40:]), "valid")],
-            callbacks=[xgboost.callback.EarlyStopping(rounds=2, save_best=True), RayTrainReportCallback(frequency=1)],
-            verbose_eval=False,
-        )
-        return booster.num_boosted_rounds()
-
-    from holdfast.xgboost import RayTrainReportCallback
-
-    result = XGBoostTrainer(
-        work,
-        scaling_config=ScalingConfig(num_workers=0),
-        run_config=RunConfig(name="early", storage_path=tmp_path, progress="quiet"),
-    ).fit()
-    assert RayTrainReportCallback.get_model(result.checkpoint).num_boosted_rounds() == result.return_value
-    assert len(result.best_checkpoints) > result.return_value
+    calm = fit_noise(tmp_path, "calm", save_best=save_best)
+    best = calm.return_value["best"]
+    # Once before the best round and once after it, which is then of before the resume.
+    for fails_at in (best - 1, best + 3):
+        hit = fit_noise(tmp_path, f"hit-{fails_at}", save_best=save_best, fails_at=fails_at)
+        assert hit.return_value["done"] == fails_at + 1
+        assert {**hit.return_value, "done": 0, "errors": []} == {**calm.return_value, "errors": []}
+        assert hit.metrics == calm.metrics
+    assert "stopped early already" not in caplog.text
+    # What has ended stays as it is when somebody fits it again.
+    again = fit_noise(tmp_path, "calm", save_best=save_best)
+    assert again.return_value["trees"] == calm.return_value["trees"]
+    assert again.metrics == calm.metrics
+    assert ("stopped early already" in caplog.text) == (not save_best)
 
 
 def test_what_cannot_work_is_refused_at_once() -> None:
-    from holdfast.xgboost import RayTrainReportCallback
-
-    with pytest.raises(train.ConfigurationError, match="frequency"):
-        RayTrainReportCallback(frequency=-1)
-    with pytest.raises(train.ConfigurationError, match="filename"):
-        RayTrainReportCallback(filename="a/b.ubj")
     with pytest.raises(train.ConfigurationError, match="rabit"):
         XGBoostConfig(xgboost_communicator="federated")  # type: ignore[arg-type]
-    with pytest.raises(train.ConfigurationError, match="XGBoostConfig"):
-        XGBoostTrainer(print, xgboost_config={})  # type: ignore[arg-type]
 
 
 def test_xgboost_is_imported_when_it_is_needed() -> None:

@@ -280,6 +280,17 @@ def test_a_score_that_no_report_carries_is_told_of_once_with_what_there_is(tmp_p
     assert "its metrics: val/accuracy, loss; did you mean 'val/accuracy'?" in told[0]
 
 
+def test_a_score_that_has_not_been_measured_yet_is_not_taken_for_a_misspelt_one(tmp_path, caplog):
+    def loop():
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "model").write_text("weights")
+            train.report({"loss": 1.0}, Checkpoint.from_directory(directory))
+
+    run(loop, tmp_path, workers=0, checkpoint_config=CheckpointConfig(checkpoint_score_attribute="eval_loss"))
+    assert "without the metric 'eval_loss'" in caplog.text
+    assert "its metrics: loss; where it is measured more seldom this is as it should be" in caplog.text
+
+
 @pytest.mark.parametrize("score", [None, float("nan")])
 def test_a_score_that_is_there_and_no_number_is_not_taken_for_a_misspelt_one(tmp_path, caplog, score):
     def loop():

@@ -297,11 +297,16 @@ class Controller:
         may_come = self._validations is not None
         if score is None and not may_come and not self._told_score and self._score not in (flat := flatten(found)):
             self._told_score = True
-            meant = f"; did you mean {near!r}?" if (near := nearest(self._score, flat)) else ""
+            near = nearest(self._score, flat)
+            # Of "loss" and "eval_loss" the one is no slip for the other: it is measured more seldom, and may come yet.
+            is_slip = near is not None and not self._score.endswith((f"_{near}", f"/{near}", f"-{near}"))
+            hint = (
+                f"; did you mean {near!r}?" if is_slip else "; where it is measured more seldom this is as it should be"
+            )
             names = ", ".join(list(flat)[:_SHOWN_NAMES]) + (", …" if len(flat) > _SHOWN_NAMES else "")
             self._observer.message(
                 f"{checkpoint.name} was reported without the metric {self._score!r} (CheckpointConfig.checkpoint_score_attribute), so it "
-                f"ranks below all that have it; its metrics: {names or 'none'}{meant}"
+                f"ranks below all that have it; its metrics: {names or 'none'}{hint}"
             )
         return score
 

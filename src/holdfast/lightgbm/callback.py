@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from holdfast.boosting import RoundReporter
 from holdfast.checkpoint import Checkpoint
-from holdfast.checks import check_int
-from holdfast.metrics import choose_metrics
-from holdfast.persistence import layout
+from holdfast.errors import ConfigurationError
 from holdfast.worker.context import get_context
-from holdfast.worker.report import report
-from holdfast.worker.staging_directory import staging_directory
 
 if TYPE_CHECKING:
     import lightgbm
 
-_LOG = logging.getLogger("holdfast.lightgbm")
-_LEARNER_NAMES = ("tree_learner", "tree", "tree_type", "tree_learner_type")
+# Each with LightGBM's other names for it.
+_LEARNER = ("tree_learner", "tree", "tree_type", "tree_learner_type")
+_MACHINES = ("machines", "workers", "nodes")
+_NUM_MACHINES = ("num_machines", "num_machine")
 
 
-class RayTrainReportCallback:
+class RayTrainReportCallback(RoundReporter):
     """Reports after every round of `lightgbm.train`, on every rank, and stores rank 0's model, which all have alike.
 
     Metrics are named by their data set and LightGBM's name: `valid_0-l2`.
@@ -33,36 +30,6 @@ class RayTrainReportCallback:
     """
 
     CHECKPOINT_NAME: ClassVar[str] = "model.txt"
-
-    def __init__(
-        self,
-        metrics: str | Sequence[str] | Mapping[str, str] | None = None,
-        filename: str = CHECKPOINT_NAME,
-        frequency: int = 0,
-        checkpoint_at_end: bool = True,
-        results_postprocessing_fn: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
-    ) -> None:
-        """Says what is reported, and how often the model is stored with it.
-
-        Args:
-            metrics: One name or a list of those to report, or a dict of new names to LightGBM's. None: all.
-            filename: The model's file in a checkpoint.
-            frequency: A checkpoint each time that the model has so many rounds more, those before a resume counted. 0: none before the end.
-            checkpoint_at_end: A checkpoint with the last round. LightGBM does not tell of an end by early stopping: set `frequency` there.
-            results_postprocessing_fn: Takes the chosen metrics and returns those to report.
-
-        Raises:
-            ConfigurationError: `frequency` is no number of rounds, or `filename` no name of a file.
-        """
-        check_int(
-            "RayTrainReportCallback(frequency=...)", frequency, 0, "it counts rounds between checkpoints; 0 is none"
-        )
-        layout.check_name(filename, "RayTrainReportCallback(filename=...)")
-        self._metrics = metrics
-        self._filename = filename
-        self._frequency = frequency
-        self._checkpoint_at_end = checkpoint_at_end
-        self._postprocess = results_postprocessing_fn
 
     @classmethod
     def get_model(cls, checkpoint: Checkpoint, filename: str = CHECKPOINT_NAME) -> lightgbm.Booster:
@@ -88,29 +55,18 @@ class RayTrainReportCallback:
         """Reports the round.
 
         Raises:
+            OutsideWorkerError: Called outside a training function.
+            ConfigurationError: Each worker trains by itself, or another such callback reports this training.
             MetricsError: A metric that was asked for is not there.
         """
         if env.iteration == env.begin_iteration:
-            _say_alone(env.params)
-        metrics: Mapping[str, Any] = choose_metrics(_measured(env.evaluation_result_list or []), self._metrics)
-        if self._postprocess is not None:
-            metrics = self._postprocess(dict(metrics))
+            _check_together(env.params)
+            self._begin(env.model, env.begin_iteration, "init_model")
         num_rounds = env.iteration + 1
-        is_due = self._frequency > 0 and num_rounds % self._frequency == 0
-        if is_due or (self._checkpoint_at_end and num_rounds == env.end_iteration):
-            with self._saved(env.model) as checkpoint:
-                report(metrics, checkpoint=checkpoint)
-        else:
-            report(metrics)
-
-    @contextlib.contextmanager
-    def _saved(self, model: Any) -> Iterator[Checkpoint | None]:
-        if get_context().get_world_rank() != 0:
-            yield None
-            return
-        with staging_directory() as directory:
-            model.save_model(Path(directory, self._filename))
-            yield Checkpoint.from_directory(directory)
+        is_last = self._checkpoint_at_end and num_rounds == env.end_iteration
+        self._report(
+            _measured(env.evaluation_result_list or []), env.model if is_last or self._is_due(num_rounds) else None
+        )
 
 
 def _measured(results: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
@@ -123,11 +79,21 @@ def _measured(results: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
     return measured
 
 
-def _say_alone(params: Mapping[str, Any]) -> None:
-    """Where each rank trains a model by itself, of which all but rank 0's would be lost without a word."""
-    learner = next((params[name] for name in _LEARNER_NAMES if params.get(name)), "serial")
-    if "machines" in params and learner == "serial" and get_context().get_world_rank() == 0:
-        _LOG.warning(
-            "LightGBM is told of other machines, but trains a model for each by itself (tree_learner is 'serial'); rank 0's is stored. "
-            "Give tree_learner='data' and pre_partition=True beside get_network_params()"
-        )
+def _check_together(params: Mapping[str, Any]) -> None:
+    """Where each worker trains a model by itself, of which all but rank 0's would be lost without a word."""
+    there = get_context().get_world_size()
+    machines = _first(params, _MACHINES, "")
+    here = int(_first(params, _NUM_MACHINES, len(machines.split(",") if isinstance(machines, str) else machines)))
+    is_serial = _first(params, _LEARNER, "serial") == "serial"
+    if there == 1 or (here == there and not is_serial):
+        return
+    what = f"knows of {here}" if here != there else "is to train with tree_learner='serial'"
+    raise ConfigurationError(
+        f"there are {there} workers, and LightGBM {what}: each would train a model by itself, on its own rows, and only rank 0's be "
+        "stored; run the function with holdfast.lightgbm.LightGBMTrainer, and give lightgbm.train the parameters tree_learner='data', "
+        "pre_partition=True and **get_network_params(); or use num_workers=1"
+    )
+
+
+def _first(params: Mapping[str, Any], names: Sequence[str], default: Any) -> Any:
+    return next((params[name] for name in names if params.get(name)), default)

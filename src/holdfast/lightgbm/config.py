@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.checks import check_package
 from holdfast.lightgbm import network
 from holdfast.worker.backend import BackendConfig
 
 if TYPE_CHECKING:
     from holdfast.worker.context import TrainContext
 
-
-def check_installed() -> None:
-    """Says what to do where LightGBM is missing.
-
-    Raises:
-        ImportError: It is.
-    """
-    if importlib.util.find_spec("lightgbm") is None:
-        raise ImportError(
-            "holdfast.lightgbm needs LightGBM. Install it with: pip install holdfast[lightgbm]", name="lightgbm"
-        )
+check_installed = functools.partial(check_package, "lightgbm", "LightGBM")
 
 
 @dataclass(frozen=True)

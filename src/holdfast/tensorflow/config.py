@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import json
 import logging
 import os
@@ -10,6 +10,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast.checks import check_package
 from holdfast.collective import broadcast_from_rank_zero
 from holdfast.engines.local.engine import reserve_port
 from holdfast.worker.backend import BackendConfig
@@ -18,22 +19,11 @@ if TYPE_CHECKING:
     from holdfast.worker.context import TrainContext
 
 LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+check_installed = functools.partial(check_package, "tensorflow", "TensorFlow")
 _LOG = logging.getLogger("holdfast.tensorflow")
 
 # Rank 0 holds every rank's port until its process ends: TensorFlow, which allows the reuse of an address, can still bind it.
 _holders: list[socket.socket] = []
-
-
-def check_installed() -> None:
-    """Says what to do where TensorFlow is missing.
-
-    Raises:
-        ImportError: It is.
-    """
-    if importlib.util.find_spec("tensorflow") is None:
-        raise ImportError(
-            "holdfast.tensorflow needs TensorFlow. Install it with: pip install holdfast[tensorflow]", name="tensorflow"
-        )
 
 
 def uses_legacy_keras() -> bool:

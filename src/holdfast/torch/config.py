@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from holdfast.checks import check_choice
+from holdfast.checks import check_choice, check_package
 from holdfast.errors import ConfigurationError
 from holdfast.worker.backend import BackendConfig
 
 if TYPE_CHECKING:
     from holdfast.worker.context import TrainContext
 
-
-def check_installed() -> None:
-    """Says what to do where torch is missing.
-
-    Raises:
-        ImportError: It is.
-    """
-    if importlib.util.find_spec("torch") is None:
-        raise ImportError("holdfast.torch needs PyTorch. Install it with: pip install holdfast[torch]", name="torch")
+check_installed = functools.partial(check_package, "torch", "PyTorch")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """XGBoost: workers that train one model together, and checkpoints of it.
 
-Importing this package imports no XGBoost; the callback, a subclass of one of its classes, does.
+Importing this package imports no XGBoost; the callbacks, subclasses of its own, do.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from holdfast.xgboost.trainer import XGBoostTrainer as XGBoostTrainer
 
 if TYPE_CHECKING:
     from holdfast.xgboost.callback import RayTrainReportCallback as RayTrainReportCallback
+    from holdfast.xgboost.early_stopping import EarlyStopping as EarlyStopping
 
-__all__ = ["RayTrainReportCallback", "XGBoostConfig", "XGBoostTrainer"]
+__all__ = ["EarlyStopping", "RayTrainReportCallback", "XGBoostConfig", "XGBoostTrainer"]
 
 
 def __getattr__(name: str) -> object:
-    if name != "RayTrainReportCallback":
+    if name not in ("EarlyStopping", "RayTrainReportCallback"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from holdfast.xgboost.config import check_installed
 
     check_installed()
-    from holdfast.xgboost.callback import RayTrainReportCallback
+    from holdfast.xgboost import callback, early_stopping
 
-    globals()[name] = RayTrainReportCallback
-    return RayTrainReportCallback
+    globals()[name] = getattr(early_stopping if name == "EarlyStopping" else callback, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from holdfast.checks import check_choice, check_int
+from holdfast.checks import check_choice, check_int, check_package
 from holdfast.worker.backend import BackendConfig
 
 if TYPE_CHECKING:
     from holdfast.worker.context import TrainContext
 
-
-def check_installed() -> None:
-    """Says what to do where XGBoost is missing.
-
-    Raises:
-        ImportError: It is.
-    """
-    if importlib.util.find_spec("xgboost") is None:
-        raise ImportError(
-            "holdfast.xgboost needs XGBoost. Install it with: pip install holdfast[xgboost]", name="xgboost"
-        )
+check_installed = functools.partial(check_package, "xgboost", "XGBoost")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.checks import check_member
 from holdfast.config import CheckpointUploadMode, ValidationTaskConfig
 from holdfast.errors import CheckpointSourceError, ConfigurationError
+from holdfast.huggingface.transformers.best import bring_best
 from holdfast.huggingface.transformers.metrics import metrics_of
 from holdfast.huggingface.transformers.prepare import check_together
 from holdfast.huggingface.transformers.presented import linked, moved, remove_litter
@@ -75,7 +76,7 @@ class ReportCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Looks at what there is, so that later saves are told from it, and completes what was resumed.
+        """Looks at what there is, so that later saves are told from it, and completes what was resumed: its weights, and the best model so far.
 
         Raises:
             OutsideWorkerError: Called outside a training function.
@@ -89,6 +90,8 @@ class ReportCallback(TrainerCallback):
             )
         if get_context().get_local_rank() == 0:
             remove_litter(args.output_dir)
+        if state.global_step > 0:
+            bring_best(args, state, self.CHECKPOINT_NAME)
         # An attempt that was killed in the middle of a save leaves a part of a checkpoint, perhaps of more ranks than there are now.
         # Transformers will write into the same directory, and what it does not write again must not get into the checkpoint.
         self._before = {directory: traces(directory) for directory in _saved_in(args.output_dir)}

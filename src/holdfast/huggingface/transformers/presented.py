@@ -14,7 +14,7 @@ from pathlib import Path
 from holdfast.worker.staging_directory import staging_directory
 
 # No pattern of Transformers' own finds it: neither its rotation (`checkpoint-*`) nor an upload to the hub (which leaves out `_*`).
-_PREFIX = "_holdfast-"
+PREFIX = "_holdfast-"
 # What file systems without links answer, those that have too many, and those where only a file's owner may make one.
 _NO_LINKS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -24,7 +24,7 @@ def remove_litter(output_dir: str) -> None:
 
     Nobody needs it any more: its names are links, and what a driver still stores of an attempt before this one it holds open.
     """
-    for path in Path(output_dir).glob(f"{_PREFIX}*"):
+    for path in Path(output_dir).glob(f"{PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -48,7 +48,7 @@ def linked(output_dir: str, source: str, paths: Sequence[str], name: str) -> Ite
         output_dir: Where links to the files can be made.
         source: The directory that the paths are in.
     """
-    directory = tempfile.mkdtemp(prefix=_PREFIX, dir=output_dir)
+    directory = tempfile.mkdtemp(prefix=PREFIX, dir=output_dir)
     try:
         if _link_all(source, paths, f"{directory}/{name}"):
             # Their owner may write to them again, in a later attempt at the same step.

@@ -35,7 +35,7 @@ def complete_resumed(model: object, args: TrainingArguments, state: TrainerState
         name: The directory of a checkpoint that Transformers' own is in.
     """
     latest, own = get_checkpoint(), os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-    if latest is not None and _step_of(latest, f"{name}/") == state.global_step:
+    if latest is not None and step_of(latest, f"{name}/") == state.global_step:
         _complete(model, args, latest, f"{name}/")
     elif os.path.isdir(own):
         _complete(model, args, Checkpoint.from_directory(own), "")
@@ -84,7 +84,8 @@ def _names(checkpoint: Checkpoint, prefix: str) -> set[str]:
     return set()
 
 
-def _step_of(checkpoint: Checkpoint, prefix: str) -> int | None:
+def step_of(checkpoint: Checkpoint, prefix: str) -> int | None:
+    """The step of the checkpoint of Transformers that lies below `prefix`, if one does."""
     if prefix + _STATE not in {file.path for file in checkpoint.files()}:
         return None
     with checkpoint.open(prefix + _STATE) as file:
