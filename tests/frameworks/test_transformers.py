@@ -60,7 +60,6 @@ def test_metrics_are_those_of_the_saved_step(tmp_path: Path) -> None:
     for metrics in reported:
         # At steps 3 and 9 nothing was logged but the evaluation, and what was one before is of other weights.
         assert ("loss" in metrics) == (metrics["step"] == 6)
-        assert metrics["eval_step"] == metrics["step"]
         assert {name: metrics[name] for name in history[metrics["step"]]} == history[metrics["step"]]
     assert_whole(result)
     # Its own directory stays Transformers' own, which keeps the newest two.
@@ -68,7 +67,7 @@ def test_metrics_are_those_of_the_saved_step(tmp_path: Path) -> None:
     assert (left / "rng_state_3.pth").exists()
 
 
-def test_an_older_evaluation_says_of_which_step_it_is(tmp_path: Path) -> None:
+def test_an_evaluation_without_a_save_is_a_report_of_its_own(tmp_path: Path) -> None:
     arguments = {
         "max_steps": 4,
         "logging_steps": 4,
@@ -81,7 +80,10 @@ def test_an_older_evaluation_says_of_which_step_it_is(tmp_path: Path) -> None:
     result = fit(tmp_path, "older", arguments=arguments, callback=callback)
     reported = [each.metrics for each in train.Run(result.path).checkpoints]
     # At the end of an epoch Transformers saves first, by the step, and evaluates after that, by the epoch.
-    assert [(metrics["step"], metrics["eval_step"]) for metrics in reported] == [(3, 0), (4, 0)]
+    assert [metrics["step"] for metrics in reported] == [3, 4]
+    assert not any("eval_loss" in metrics for metrics in reported)
+    evaluated = [each["metrics"]["step"] for each in train.Run(result.path).reports() if "eval_loss" in each["metrics"]]
+    assert evaluated == [0, 4]
     assert_whole(result)
     # Given away: nothing is left, and on one file system nothing was copied.
     assert result.return_value["left"] == []
@@ -89,8 +91,6 @@ def test_an_older_evaluation_says_of_which_step_it_is(tmp_path: Path) -> None:
     for each in stored:
         inode = Path(each.checkpoint.path, "checkpoint", "scheduler.pt").stat().st_ino
         assert inode == result.return_value["inodes"][each.metrics["step"]]
-    logs = "".join(path.read_text() for path in Path(result.path).glob(".holdfast/logs/*/*"))
-    assert logs.count("is ranked by eval_loss of step 0") == 1
 
 
 def test_the_best_model_is_loaded_and_the_rest_is_rotated_while_reports_are_stored(tmp_path: Path) -> None:
@@ -132,7 +132,10 @@ def test_a_rank_killed_in_mid_epoch_changes_nothing(mode: str, calm: train.Resul
     callback = {"checkpoint_upload_mode": CheckpointUploadMode[mode]}
     hit = fit(tmp_path, "hit", arguments=STEPS, callback=callback, killed_at=5)
     reports = train.Run(hit.path).reports()
-    assert [(report["attempt"], report["metrics"]["step"]) for report in reports] == [(1, 3), (2, 6), (2, 8)]
+    assert [(report["attempt"], report["metrics"]["step"]) for report in reports] == [
+        *[(1, 3), (1, 4)],
+        *[(2, 4), (2, 6), (2, 8)],
+    ]
     # Model, optimizer, schedule, random states and the order of the data: every number of every step is the same.
     assert hit.return_value["history"] == calm.return_value["history"]
     assert hit.return_value["weights"] == calm.return_value["weights"]

@@ -22,16 +22,9 @@ def test_nothing_logged() -> None:
     assert metrics_at(4) == {"step": 4, "epoch": 0.4}
 
 
-def test_the_newest_evaluation_with_its_step_and_without_what_was_logged_beside_it() -> None:
-    found = metrics_at(
-        6,
-        {"step": 2, "eval_loss": 0.9, "eval_f1": 0.1, "epoch": 0.2},
-        {"step": 4, "loss": 0.5, "epoch": 0.4},
-        {"step": 4, "eval_loss": 0.7, "epoch": 0.4},
-        {"step": 5, "loss": 0.4, "epoch": 0.5},
-    )
-    # Not `eval_f1`: that is of other weights than `eval_loss`.
-    assert found == {"step": 6, "epoch": 0.6, "eval_loss": 0.7, "eval_step": 4}
+def test_no_evaluation_of_other_weights() -> None:
+    found = metrics_at(6, {"step": 4, "eval_loss": 0.7, "epoch": 0.4}, {"step": 6, "loss": 0.4, "epoch": 0.6})
+    assert found == {"step": 6, "epoch": 0.6, "loss": 0.4}
 
 
 def test_an_evaluation_of_several_data_sets() -> None:
@@ -41,7 +34,7 @@ def test_an_evaluation_of_several_data_sets() -> None:
         {"step": 4, "eval_a_loss": 0.7, "epoch": 0.4},
         {"step": 4, "eval_b_loss": 0.8, "epoch": 0.4},
     )
-    assert found == {"step": 4, "epoch": 0.4, "loss": 0.5, "eval_a_loss": 0.7, "eval_b_loss": 0.8, "eval_step": 4}
+    assert found == {"step": 4, "epoch": 0.4, "loss": 0.5, "eval_a_loss": 0.7, "eval_b_loss": 0.8}
 
 
 def test_of_two_entries_of_one_step_the_later_counts() -> None:

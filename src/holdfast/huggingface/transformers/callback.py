@@ -20,16 +20,16 @@ from holdfast.huggingface.transformers.prepare import check_together
 from holdfast.huggingface.transformers.presented import linked, moved, remove_litter
 from holdfast.huggingface.transformers.saved import Place, Trace, share_of, traces
 from holdfast.huggingface.transformers.weights import complete_best, complete_resumed
-from holdfast.worker.context import current, get_checkpoint, get_context
+from holdfast.worker.context import get_checkpoint, get_context
 from holdfast.worker.report import report
 
 _LOG = logging.getLogger("holdfast")
 
 
 class ReportCallback(TrainerCallback):
-    """Reports each checkpoint that a `transformers.Trainer` saves, with the metrics of its step.
+    """Reports each checkpoint that a `transformers.Trainer` saves, with the metrics of its step, and each evaluation that no save follows.
 
-    It implements `on_train_begin`, `on_save` and `on_train_end` of `transformers.TrainerCallback`. What Transformers wrote lies in the reported checkpoint
+    It implements `on_train_begin`, `on_evaluate`, `on_save` and `on_train_end` of `transformers.TrainerCallback`. What Transformers wrote lies in the reported checkpoint
     below `checkpoint/`; to resume, `trainer.train(resume_from_checkpoint=f"{directory}/checkpoint")`. `TrainingArguments` say when it saves.
 
     Example:
@@ -71,7 +71,7 @@ class ReportCallback(TrainerCallback):
         self._validation = validation
         # By directory what lay in it before training began.
         self._before: dict[str, dict[str, Trace]] = {}
-        self._has_warned = False
+        self._trains = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,6 +95,7 @@ class ReportCallback(TrainerCallback):
         # An attempt that was killed in the middle of a save leaves a part of a checkpoint, perhaps of more ranks than there are now.
         # Transformers will write into the same directory, and what it does not write again must not get into the checkpoint.
         self._before = {directory: traces(directory) for directory in _saved_in(args.output_dir)}
+        self._trains = True
         if get_context().get_world_rank() == 0:
             _warn_of_beginning(args, state)
         if state.global_step > 0:
@@ -104,7 +105,19 @@ class ReportCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Sees to it that the best model, where it was asked for, is the best in all its weights."""
+        self._trains = False
         complete_best(kwargs.get("model"), args, state)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Reports what an evaluation found where no save is about to report it.
+
+        Raises:
+            ReportError: As `report` does.
+            StorageError: As `report` does.
+        """
+        # One outside of training is the user's own, and perhaps one rank's.
+        if self._trains and not control.should_save:
+            report(metrics_of(state))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Reports what was saved.
@@ -115,7 +128,6 @@ class ReportCallback(TrainerCallback):
             StorageError: As `report` does.
         """
         metrics = metrics_of(state)
-        self._warn_of_stride(metrics)
         source = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         paths = self._share(source)
         if not paths:
@@ -151,21 +163,6 @@ class ReportCallback(TrainerCallback):
         ) or {}
         place = Place(rank, first_rank=rank - context.get_local_rank(), num_ranks=on_node)
         return share_of(place, files, seen_by_first)
-
-    def _warn_of_stride(self, metrics: dict[str, Any]) -> None:
-        attribute = current("ReportCallback").job.score_attribute
-        is_older = metrics.get("eval_step", metrics["step"]) != metrics["step"]
-        if self._has_warned or get_context().get_world_rank() != 0 or not is_older:
-            return
-        if attribute is not None and attribute.startswith("eval_") and attribute in metrics:
-            self._has_warned = True
-            _LOG.warning(
-                "The checkpoint of step %d is ranked by %s of step %d, which was evaluated last: to rank each by its own, save "
-                "where you evaluate (save_strategy and eval_strategy alike, save_steps a multiple of eval_steps)",
-                metrics["step"],
-                attribute,
-                metrics["eval_step"],
-            )
 
 
 # The name that scripts use.
