@@ -29,7 +29,7 @@ from holdfast.errors import (
     TrainingInterrupted,
     WorkerGroupError,
 )
-from holdfast.interrupts import StopRequests, handle_interrupts
+from holdfast.interrupts import StopRequests
 from holdfast.metrics import decode_metrics
 from holdfast.origin import Origin
 from holdfast.persistence.layout import LOGS, validation_log_key
@@ -113,7 +113,7 @@ class Fit:
             engine.world_size()  # too few GPUs are said before anything is written
             stop = StopRequests()
             outcome: Outcome | None = None
-            with handle_interrupts(stop.ask):
+            with stop.handled():
                 writer = self._open_run(stop)
                 run = writer.run_id, self._name, self._store.url, writer.first_attempt
                 self._callbacks.begin(RunContext(*run, train_loop_config=self._trainer.train_loop_config))
@@ -129,7 +129,7 @@ class Fit:
                 self._beside.close()
         value = engine.value if isinstance(engine, InProcessEngine) else _unpickled(outcome.value)
         num_signals = stop.count
-        with handle_interrupts(stop.ask):
+        with stop.handled():
             # It takes moments: only a store that is silent by now is hurried.
             stop.hand_to(lambda _: self._store.hurry() if stop.count > num_signals else None)
             result = self._conclude(outcome, value, writer.checkpoints())
