@@ -9,13 +9,13 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import msgspec
 
+from holdfast.conclusion import attempts_text, error_of, unpickled
 from holdfast.config import CheckpointConfig, ScalingConfig
 from holdfast.controller.callbacks import Callbacks, RunContext
 from holdfast.controller.controller import Controller, Outcome
-from holdfast.controller.failure import signal_name, summarise
+from holdfast.controller.failure import signal_name
 from holdfast.controller.limits import Limits
 from holdfast.controller.reactor import Reactor
 from holdfast.controller.rounds import Bounds
@@ -29,10 +29,10 @@ from holdfast.errors import (
     TrainingInterrupted,
     WorkerGroupError,
 )
-from holdfast.interrupts import StopRequests, handle_interrupts
+from holdfast.interrupts import StopRequests
 from holdfast.metrics import decode_metrics
 from holdfast.origin import Origin
-from holdfast.persistence.layout import LOGS, validation_log_key
+from holdfast.persistence.layout import validation_log_key
 from holdfast.persistence.writer import RunWriter
 from holdfast.result import Result
 from holdfast.stores import plain_filesystem
@@ -113,7 +113,7 @@ class Fit:
             engine.world_size()  # too few GPUs are said before anything is written
             stop = StopRequests()
             outcome: Outcome | None = None
-            with handle_interrupts(stop.ask):
+            with stop.handled():
                 writer = self._open_run(stop)
                 run = writer.run_id, self._name, self._store.url, writer.first_attempt
                 self._callbacks.begin(RunContext(*run, train_loop_config=self._trainer.train_loop_config))
@@ -127,9 +127,9 @@ class Fit:
             engine.close()
             if self._beside is not None:
                 self._beside.close()
-        value = engine.value if isinstance(engine, InProcessEngine) else _unpickled(outcome.value)
+        value = engine.value if isinstance(engine, InProcessEngine) else unpickled(outcome.value)
         num_signals = stop.count
-        with handle_interrupts(stop.ask):
+        with stop.handled():
             # It takes moments: only a store that is silent by now is hurried.
             stop.hand_to(lambda _: self._store.hurry() if stop.count > num_signals else None)
             result = self._conclude(outcome, value, writer.checkpoints())
@@ -312,7 +312,13 @@ class Fit:
         return Checkpoint._from_store(self._store.child(name), filesystem=self._filesystem)
 
     def _conclude(self, outcome: Outcome, value: Any, checkpoints: list[CommittedCheckpoint]) -> Result:
-        error = self._error_of(outcome, checkpoints)
+        error = error_of(
+            outcome,
+            name=self._name,
+            url=self._store.url,
+            latest=checkpoints[-1].name if checkpoints else None,
+            max_failures=self._config.failure_config.max_failures,
+        )
         metrics = decode_metrics(outcome.metrics) if outcome.metrics is not None else None
         result: Result | None = None
         try:
@@ -331,47 +337,19 @@ class Fit:
             # What ended the run is told, if need be without what is kept of it.
         if error is None:
             assert result is not None
+            if metrics is None and value is None and not checkpoints:
+                self._progress.message(
+                    "the function returned without a report and without a value, so nothing of it is kept; call holdfast.report(metrics, "
+                    "checkpoint) in it, or give the framework's trainer the report callback"
+                )
             self._progress.finished(f"finished; {self._store.url}")
             return result
         if isinstance(error, WorkerGroupError | ControllerError | TrainingInterrupted):
             error.result = result
         # Why the last attempt failed has been said, and the error says it again.
-        told = _attempts(outcome) if isinstance(error, WorkerGroupError) else str(error).splitlines()[0]
+        told = attempts_text(outcome) if isinstance(error, WorkerGroupError) else str(error).splitlines()[0]
         self._progress.finished(f"ended: {told}; {self._store.url}")
         raise error
-
-    def _error_of(self, outcome: Outcome, checkpoints: list[CommittedCheckpoint]) -> BaseException | None:
-        if outcome.signum is not None:
-            return TrainingInterrupted(
-                f"run {self._name!r} was stopped by {signal_name(outcome.signum)}; what was committed is kept, fit() again "
-                "with the same name and storage_path goes on from there",
-                outcome.signum,
-            )
-        failure = outcome.controller_failure
-        if failure is not None:
-            if isinstance(failure, ConfigurationError):
-                return failure
-            error = ControllerError(
-                f"run {self._name!r}: the driver failed: {type(failure).__name__}: {failure}", failure
-            )
-            error.__cause__ = failure
-            return error
-        if outcome.failures:
-            kept = f"The latest checkpoint is {checkpoints[-1].name}" if checkpoints else "There is no checkpoint"
-            group_error = WorkerGroupError(
-                f"run {self._name!r} {_attempts(outcome)} (FailureConfig.max_failures="
-                f"{self._config.failure_config.max_failures}): {summarise(outcome.failures)}. "
-                f"{kept}; the workers' output is kept in {self._store.url}/{LOGS}",
-                outcome.failures,
-            )
-            # A person who lets it end the script sees the worker's own traceback first.
-            group_error.__cause__ = outcome.failures[min(outcome.failures)]
-            return group_error
-        return None
-
-
-def _attempts(outcome: Outcome) -> str:
-    return f"failed after {outcome.attempts} attempt" + ("s" if outcome.attempts > 1 else "")
 
 
 def _as_text(trainer: DataParallelTrainer) -> dict[str, str]:
@@ -390,13 +368,3 @@ def _as_text(trainer: DataParallelTrainer) -> dict[str, str]:
         "resume_from": Origin(trainer.resume_from).place if trainer.resume_from is not None else "",
         **{f"metadata.{key}": str(value) for key, value in trainer.metadata.items()},
     }
-
-
-def _unpickled(value: bytes | None) -> Any:
-    if value is None:
-        return None
-    try:
-        return cloudpickle.loads(value)
-    except Exception as error:  # noqa: BLE001 - a user's class may do anything when it is unpickled
-        logger.warning("the function's return value cannot be read here: %s", error)
-        return None

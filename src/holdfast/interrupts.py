@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from holdfast.nudge import Nudge
 
 Handler = Callable[[int], None]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,6 +28,7 @@ class StopRequests:
         self.count = 0
         self._handler: Handler | None = None
         self._own: Callable[[], None] | None = None
+        self._nudge: Nudge | None = None
 
     def hand_to(self, handler: Handler) -> None:
         """From now on this is called with each signal's number; what it raises is raised in the main thread.
@@ -59,49 +63,54 @@ class StopRequests:
             self._handler = None
 
     def interrupt_main_thread(self, action: Callable[[], None]) -> None:
-        """Has the main thread call something soon, wherever it waits; by a signal, which counts as nobody's request."""
+        """Has the main thread call something soon, wherever it waits; for other threads, while signals are handled."""
         self._own = action
-        ident = threading.main_thread().ident
-        if ident is not None:
-            signal.pthread_kill(ident, signal.SIGINT)
+        if self._nudge is not None:
+            self._nudge.soon()
 
-    def ask(self, signum: int) -> None:
-        """A signal has come."""
-        own, self._own = self._own, None
-        if own is not None and signum == signal.SIGINT:
-            own()
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Takes SIGINT and SIGTERM for requests while the block runs; earlier handlers come back afterwards.
+
+        Outside the main thread, where Python lets nobody set handlers, the program's own stay in force.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
             return
+        process = os.getpid()
+        earlier: dict[signal.Signals, signal._HANDLER] = {}
+
+        def handler(signum: int, frame: FrameType | None) -> None:
+            if os.getpid() == process:
+                self._ask(signum)
+            else:  # a fork of ours, of the user's making, which would not end otherwise
+                signal.signal(signum, _or_default(earlier[signal.Signals(signum)]))
+                signal.raise_signal(signum)
+
+        try:
+            for signum in _SIGNALS:
+                # A shell starts what it puts into the background with `&` so; Ctrl-C is not meant for it.
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    earlier[signum] = signal.signal(signum, handler)
+            with Nudge(_SIGNALS, self._nudged) as self._nudge:
+                yield
+        finally:
+            self._nudge = None
+            for signum, old in earlier.items():
+                signal.signal(signum, _or_default(old))
+
+    def _ask(self, signum: int) -> None:
         self.count += 1
         self.signum = self.signum or signum
         if self._handler is not None:
             self._handler(signum)
 
+    def _nudged(self) -> None:
+        own, self._own = self._own, None
+        if own is not None:
+            own()
 
-@contextlib.contextmanager
-def handle_interrupts(stop: Callable[[int], None]) -> Iterator[None]:
-    """Sends SIGINT and SIGTERM to `stop` while the block runs; earlier handlers come back afterwards.
 
-    Outside the main thread, where Python lets nobody set handlers, the program's own stay in force.
-
-    Args:
-        stop: Called with the signal's number, in the main thread between two of its instructions; what it raises is
-            raised there.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handler(signum: int, frame: FrameType | None) -> None:
-        stop(signum)
-
-    earlier = {}
-    try:
-        for signum in _SIGNALS:
-            # A shell starts what it puts into the background with `&` so; Ctrl-C is not meant for it.
-            if signal.getsignal(signum) is not signal.SIG_IGN:
-                earlier[signum] = signal.signal(signum, handler)
-        yield
-    finally:
-        for signum, old in earlier.items():
-            # None: a handler that was not set from Python, which cannot be set back from it either.
-            signal.signal(signum, old if old is not None else signal.SIG_DFL)
+def _or_default(handler: signal._HANDLER) -> signal._HANDLER:
+    # None: a handler that was not set from Python, which cannot be set back from it either.
+    return handler if handler is not None else signal.SIG_DFL

@@ -259,7 +259,7 @@ def test_a_report_that_an_interrupt_ends_before_its_files_are_sent_holds_nothing
         Channel.send = sends
         with pytest.raises(LateError):
             report_step(1)
-        train.collective.barrier()
+        train.get_all_reported_checkpoints(train.CheckpointConsistencyMode.COMMITTED)  # waits for what becomes of it
         with pytest.raises(train.HoldfastError, match="report 1 could not be stored: the hand-over"):
             report_step(2)
         assert report_step(3).result(LIMIT_S).path.endswith("checkpoint_000003")

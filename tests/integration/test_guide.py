@@ -91,19 +91,79 @@ def test_blocks_that_train_nothing(name: str, tmp_path: Path) -> None:
     run(moved(name).replace("/tmp/test-checkpoint", str(tmp_path / "test-checkpoint")), tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in BLOCKS.glob("*.py")))
-def test_the_line_for_sed_moves_a_script(name: str, tmp_path: Path) -> None:
+def by_the_command(script: str, tmp_path: Path) -> str:
+    """A script after the command of docs/coming-from-ray.md."""
     page = (Path(__file__).parents[2] / "docs" / "coming-from-ray.md").read_text()
-    line = page.partition("```bash\n")[2].partition("\n```")[0]
-    assert line.startswith("sed -i ")
-    (tmp_path / "script.py").write_text((BLOCKS / name).read_text())
-    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
-    found = (tmp_path / "script.py").read_text()
+    command = page.partition("```bash\n")[2].partition("\n```")[0]
+    assert command.startswith("sed -E -i.bak '")
+    (tmp_path / "script.py").write_text(script)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert (tmp_path / "script.py.bak").read_text() == script
+    return (tmp_path / "script.py").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in BLOCKS.glob("*.py")))
+def test_the_command_moves_the_guides_scripts(name: str, tmp_path: Path) -> None:
+    text = (BLOCKS / name).read_text()
+    found = by_the_command(text, tmp_path)
     compile(found, name, "exec")
-    text = (
-        (BLOCKS / name)
-        .read_text()
-        .replace("from ray import train", "import holdfast as train")
-        .replace("ray.train", "holdfast")
-    )
-    assert found.split("\n") == ["" if each == "import ray" else each for each in text.split("\n")]
+    text = text.replace("from ray import train", "import holdfast as train").replace("ray.train", "holdfast")
+    assert found.split("\n") == ["import holdfast" if each == "import ray" else each for each in text.split("\n")]
+
+
+# What a line becomes, and the names that it then defines.
+LINES = {
+    "from ray import train": "import holdfast as train",
+    "from ray import train  # of Ray": "import holdfast as train  # of Ray",
+    "from ray import train as t": "import holdfast as t",
+    "    from ray import train": "    import holdfast as train",
+    "# from ray import train": "# import holdfast as train",
+    "from ray import train, tune": "import holdfast as train; from ray import tune",
+    "from ray import tune, train": "import holdfast as train; from ray import tune",
+    "from ray import tune, train  # both": "import holdfast as train; from ray import tune  # both",
+    "from ray import data, train, tune": "import holdfast as train; from ray import data, tune",
+    "from ray import tune": "from ray import tune",
+    "import ray.train as train": "import holdfast as train",
+    "import ray.train": "import holdfast",
+    "    import ray.train.torch": "    import holdfast.torch",
+    "# import ray.train.torch": "# import holdfast.torch",
+    "from ray.train import Checkpoint, RunConfig": "from holdfast import Checkpoint, RunConfig",
+    "from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer": "from holdfast import DataParallelTrainer",
+    "from ray.train.data_parallel_trainer import DataParallelTrainer": "from holdfast import DataParallelTrainer",
+    "from ray.train.v2.api.config import ScalingConfig": "from holdfast import ScalingConfig",
+    "from ray.train.huggingface.transformers import prepare_trainer": "from holdfast.huggingface.transformers import prepare_trainer",
+    "import ray": "import holdfast",
+    "import ray  # the cluster": "import holdfast  # the cluster",
+    "    import ray": "    import holdfast",
+    "# import ray": "# import holdfast",
+    "import rayon": "import rayon",
+    "import ray.data": "import ray.data",
+    "print(array.train, x.ray.train)": "print(array.train, x.ray.train)",
+    "ray.train.report({'a': ray.train.get_context().get_world_rank()})": "holdfast.report({'a': holdfast.get_context().get_world_rank()})",
+    "ray.init()": "pass",
+    "    ray.init(address='auto', runtime_env={'env_vars': {'A': '(1)'}})": "    pass",
+    "context = ray.init('auto')  # there": "pass  # there",
+    "ray.shutdown()": "pass",
+    "if x:\n    ray.init(\n        address='auto',\n        num_cpus=f(4),\n    )\n    print(1)": "if x:\n    pass\n    print(1)",
+}
+
+
+def test_the_command_moves_the_forms_that_scripts_have(tmp_path: Path) -> None:
+    found = by_the_command("\n".join(LINES) + "\n", tmp_path)
+    assert found == "\n".join(LINES.values()) + "\n"
+
+
+@pytest.mark.parametrize(
+    "framework", ["", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lightning", "transformers"))]
+)
+def test_every_import_that_the_command_makes_of_the_guides_is_there(framework: str, tmp_path: Path) -> None:
+    if framework:
+        pytest.importorskip(framework)
+    lines = [line.strip() for path in sorted(BLOCKS.glob("*.py")) for line in path.read_text().splitlines()]
+    lines.append("from ray.train.lightning import RayTrainReportCallback")  # of the blocks that are not kept here
+    imports = {line: None for line in lines if line.startswith(("import ray", "from ray"))}
+    others = [name for name in ("lightning", "transformers") if name != framework]
+    chosen = [line for line in imports if framework in line and not any(name in line for name in others)]
+    assert chosen
+    code = by_the_command("\n".join(chosen), tmp_path)
+    run(f"import warnings; warnings.simplefilter('default')\n{code}", tmp_path)

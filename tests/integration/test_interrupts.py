@@ -97,6 +97,60 @@ def test_a_function_that_is_busy_elsewhere_is_interrupted_there(tmp_path, worker
     assert driver.returncode == 0
 
 
+LOST = """
+import ctypes, functools, operator, os, signal, sys, time
+from collections import deque
+import holdfast as train
+def loop():
+    # No instruction of Python's, and so no look at its signals, is between the two calls.
+    calls = functools.partial(ctypes.PyDLL(None).kill, os.getpid(), signal.SIGTERM), functools.partial(time.sleep, 600)
+    deque(map(operator.call, calls), maxlen=0)
+try:
+    train.DataParallelTrainer(loop, scaling_config=train.ScalingConfig(num_workers=0),
+        run_config=train.RunConfig(name="run", storage_path=sys.argv[1], progress="quiet")).fit()
+except train.TrainingInterrupted as error:
+    print("interrupted", int(error.signum), flush=True)
+"""
+
+
+def test_a_signal_that_comes_just_before_the_function_waits_is_seen(tmp_path):
+    with Driver(LOST, tmp_path) as driver:
+        out, _ = driver.communicate(timeout=LIMIT_S)
+    assert out == "interrupted 15\n"
+
+
+LOST_IN_WORKER = """
+import ctypes, functools, operator, signal, sys, time
+from collections import deque
+from pathlib import Path
+import holdfast as train
+def loop(config):
+    libc, signals = ctypes.PyDLL(None), ctypes.create_string_buffer(1024)
+    libc.sigaddset(signals, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    Path(config["base"], "up").touch()
+    while signal.SIGINT not in signal.sigpending():
+        time.sleep(0.01)
+    Path(config["base"], "pending").touch()
+    calls = functools.partial(libc.pthread_sigmask, int(signal.SIG_UNBLOCK), signals, None), functools.partial(time.sleep, 600)
+    deque(map(operator.call, calls), maxlen=0)
+try:
+    train.DataParallelTrainer(loop, train_loop_config={"base": sys.argv[1]},
+        run_config=train.RunConfig(name="run", storage_path=sys.argv[1], progress="quiet", stop_grace_s=600)).fit()
+except train.TrainingInterrupted as error:
+    print("interrupted", int(error.signum), flush=True)
+"""
+
+
+def test_an_interrupt_that_comes_just_before_a_worker_waits_is_seen(tmp_path):
+    with Driver(LOST_IN_WORKER, tmp_path) as driver:
+        driver.await_file(tmp_path / "up")
+        driver.send_signal(signal.SIGTERM)
+        out, _ = driver.communicate(timeout=LIMIT_S)
+    assert (tmp_path / "pending").exists()
+    assert out == "interrupted 15\n"
+
+
 # A signal that comes before the one before it was acted on is lost in it.
 STOPPING = "stopping: workers are asked to end"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from holdfast.controller.answers import Answers
 from holdfast.controller.dismissal import Dismissal
 from holdfast.controller.ends import Ends
 from holdfast.controller.failure import from_exit, from_failed
@@ -14,7 +15,7 @@ from holdfast.controller.group import Exit, Listener, WorkerGroup
 from holdfast.controller.lateness import LateWatch
 from holdfast.controller.listings import Listings
 from holdfast.controller.meetings import Meeting, Meetings
-from holdfast.controller.report_log import log_once, metrics_of
+from holdfast.controller.report_log import log_once
 from holdfast.controller.room import Room
 from holdfast.controller.rounds import Rounds, idle_wish, wish_of
 from holdfast.controller.upload_failures import UploadFailures
@@ -50,7 +51,7 @@ class Attempt:
         observer: RunObserver,
         limits: Limits,
         validations: Validations | None,
-        after_report: Callable[[int, list[bytes], CommittedCheckpoint | None, float], None],
+        after_report: Callable[[Meeting, CommittedCheckpoint | None], None],
     ) -> None:
         self.number = number
         self.world_size = world_size
@@ -63,9 +64,16 @@ class Attempt:
         self._limits = limits
         self._after_report = after_report
         self._group: WorkerGroup | None = None
+        self._answers = Answers()
         self._meetings = Meetings(world_size)
         self._rounds = Rounds(
-            reactor, writer, observer, number, limits.pending, ended=self._round_ended, files_closed=self._files_closed
+            reactor,
+            writer,
+            observer,
+            number,
+            limits.pending,
+            ended=self._round_ended,
+            files_closed=self._answers.files_closed,
         )
         self._late = LateWatch(
             reactor,
@@ -73,12 +81,12 @@ class Attempt:
             self._meetings,
             warn_s=limits.late_rank_warning_s,
             limit_s=limits.late_rank_timeout_s,
-            dump_stacks=self._dump_stacks,
+            dump_stacks=self._answers.dump_stacks,
             give_up=lambda meeting, text: self._refuse(meeting, protocol.Refused("timeout", text)),
             is_crowded=lambda: self._room.is_crowded,
         )
         self._validations = validations
-        self._listings = Listings(reactor, writer, self._rounds, validations, self._send)
+        self._listings = Listings(reactor, writer, self._rounds, validations, self._answers.send)
         self._room = Room(reactor, observer, self._rounds, self._on_report)
         self._latest: str | None = None
         self._upload_failures = UploadFailures(observer, raises=limits.raises_upload_errors)
@@ -89,6 +97,7 @@ class Attempt:
     def begin(self, group: WorkerGroup) -> None:
         """The group runs; its messages are answered from now on."""
         self._group = group
+        self._answers.begin(group)
         self._processes.begin(group)
         if self.ends.ending is not None:  # a worker died while its siblings were being started
             self._refuse_open(self.ends.ending)
@@ -153,7 +162,7 @@ class Attempt:
         if type(question) is protocol.ReportCall:
             self._on_report(rank, question)
         elif isinstance(question, protocol.AdmissionCall):
-            self._send(rank, question, self._admission(rank, question.index))
+            self._answers.send(rank, question, self._admission(rank, question.index))
         elif isinstance(question, protocol.Finished):
             self._on_finished(rank, question)
         elif isinstance(question, protocol.Failed):
@@ -188,11 +197,11 @@ class Attempt:
         if meeting is None:
             return
         if call.admitted:
-            self._promise(meeting, rank)
+            self._answers.promise(meeting, rank)
         if call.shard is not None:
             self._rounds.add(meeting, rank, call)
         if not call.waits and rank not in meeting.answered:
-            self._promise(meeting, rank)
+            self._answers.promise(meeting, rank)
         if meeting.refusal is not None:
             return
         if not meeting.complete:
@@ -213,10 +222,6 @@ class Attempt:
 
     def _on_files(self, rank: int, message: protocol.HandedOver, descriptors: list[int]) -> None:
         self._rounds.take(rank, message, descriptors)
-
-    def _files_closed(self, count: int) -> None:
-        if self._group is not None:
-            self._group.files_closed(count)
 
     def _round_ended(
         self, meeting: Meeting, checkpoint: CommittedCheckpoint | None, error: BaseException | None
@@ -244,19 +249,16 @@ class Attempt:
             body = _PROCEED
         else:
             body = protocol.body(protocol.Proceed(name, name or meeting.latest))
-        told, meeting.promised = sorted(meeting.promised), set()
-        self._answer(meeting, meeting.unanswered, body)
-        first = meeting.report(0)
+        self._answers.answer(meeting, meeting.unanswered, body)
+        told = self._answers.settle(meeting, name)
         if name is not None:
             # Where nobody went on before, the answer has told everybody, and there is no news.
             self._latest = name if told else None
-        for rank in told:
-            self._tell(rank, protocol.Settled(meeting.report(rank).index, name))
         if checkpoint is not None and self._validations is not None:
             task = wish_of(meeting)
             if task is not None:
                 self._validations.add(checkpoint, task)
-        self._after_report(first.index, metrics_of(meeting), checkpoint, time.monotonic() - meeting.since)
+        self._after_report(meeting, checkpoint)
 
     def _log(self, meeting: Meeting, name: str | None, *, is_committed: bool = False) -> bool:
         try:
@@ -280,7 +282,7 @@ class Attempt:
         elif isinstance(first, protocol.PreemptionCall):
             answer = protocol.PreemptionState(None, {})
         self._meetings.close(meeting)
-        self._answer(meeting, meeting.unanswered, protocol.body(answer))
+        self._answers.answer(meeting, meeting.unanswered, protocol.body(answer))
 
     def _arrive(self, rank: int, question: protocol.Call) -> Meeting | None:
         """The meeting that the call belongs to, or None if the call has been refused."""
@@ -299,7 +301,7 @@ class Attempt:
         if meeting.refusal is not None:
             # Where it has returned on other ranks, and its failure is only to be warned of, it returns here.
             if call is not None and (call.admitted or (meeting.told_failure and not call.waits)):
-                self._promise(meeting, rank)
+                self._answers.promise(meeting, rank)
             self._refuse(meeting, meeting.refusal)
             return None
         return meeting
@@ -361,10 +363,8 @@ class Attempt:
         ranks = meeting.unanswered
         if self.ends.ending is not None:
             self._processes.told.update(ranks)
-        self._answer(meeting, ranks, protocol.body(refusal))
-        told, meeting.promised = sorted(meeting.promised), set()
-        for rank in told:
-            self._tell(rank, protocol.Settled(meeting.report(rank).index, None, refusal.kind, refusal.text))
+        self._answers.answer(meeting, ranks, protocol.body(refusal))
+        told = self._answers.settle(meeting, None, refusal.kind, refusal.text)
         if told and not meeting.failure_noted:
             meeting.failure_noted = True
             meeting.told_failure = not self._limits.raises_upload_errors and self.ends.ending is None
@@ -374,28 +374,3 @@ class Attempt:
             )
         if meeting.complete:
             self._meetings.close(meeting)
-
-    # Answers
-
-    def _promise(self, meeting: Meeting, rank: int) -> None:
-        """The report returns on that rank, if it has not: what becomes of its checkpoint will be told."""
-        meeting.promised.add(rank)
-        self._answer(meeting, [rank], protocol.body(protocol.Proceed(latest=meeting.latest)))
-
-    def _send(self, rank: int, call: protocol.Call, message: protocol.Message) -> None:
-        if self._group is not None:
-            self._group.send(rank, protocol.answer(call.number, protocol.body(message)))
-
-    def _answer(self, meeting: Meeting, ranks: Sequence[int], body: bytes) -> None:
-        meeting.answered.update(ranks)
-        if self._group is not None:
-            for rank in ranks:
-                self._group.send(rank, protocol.answer(meeting.calls[rank].number, body))
-
-    def _tell(self, rank: int, message: protocol.Settled) -> None:
-        if self._group is not None:
-            self._group.tell(rank, protocol.frame(message))
-
-    def _dump_stacks(self, ranks: Sequence[int]) -> None:
-        if self._group is not None:
-            self._group.dump_stacks(ranks)

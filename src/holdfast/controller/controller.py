@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ import msgspec
 from holdfast.checks import nearest
 from holdfast.controller.attempt import Attempt
 from holdfast.controller.callbacks import Callbacks
-from holdfast.controller.failure import in_full, signal_name, summarise
+from holdfast.controller.failure import by_cause, in_full, signal_name, summarise
 from holdfast.controller.limits import Limits
+from holdfast.controller.report_log import metrics_of
 from holdfast.errors import DamagedCheckpointError, StorageError, TrainingInterrupted, WorkerDiedError, WorkerStartError
 from holdfast.metrics import decode_metrics, flatten, score_of
 from holdfast.persistence import layout
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from holdfast.checkpoint import Checkpoint
     from holdfast.config import CheckpointConfig, FailureConfig
     from holdfast.controller.group import Engine
+    from holdfast.controller.meetings import Meeting
     from holdfast.controller.observer import RunObserver
     from holdfast.controller.reactor import Reactor
     from holdfast.controller.validations import Validations
@@ -110,6 +113,8 @@ class Controller:
         self._attempt: Attempt | None = None
         self._outcome = Outcome()
         self._told_score = False
+        self._begin: str | None = None
+        self._told_forgotten = False
         self._signals = 0
         self._asked = 0
 
@@ -213,7 +218,8 @@ class Controller:
             )
             for rank in range(world_size)
         ]
-        self._observer.started(number, world_size, name if origin is None else origin.path)
+        self._begin = name if origin is None else origin.path
+        self._observer.started(number, world_size, self._begin)
         self._engine.await_ready(self._reactor, lambda: self._outcome.signum is not None)
         if self._outcome.signum is not None:
             return None
@@ -268,15 +274,16 @@ class Controller:
         elif self._attempt is not None:
             self._attempt.give_up()
 
-    def _reported(
-        self, report: int, metrics: list[bytes], checkpoint: CommittedCheckpoint | None, seconds: float
-    ) -> None:
+    def _reported(self, meeting: Meeting, checkpoint: CommittedCheckpoint | None) -> None:
+        report, metrics = meeting.report(0).index, metrics_of(meeting)
         self._outcome.metrics = metrics[0]
         self._observer.reported(report, metrics[0])
+        self._tell_if_forgotten(meeting)
         if checkpoint is not None:
             if self._origin is not None and self._origin.is_held:
                 # From now on nobody begins with it. Not here: files that go take their time.
                 self._writer.submit(self._origin.let_go)
+            seconds = time.monotonic() - meeting.since
             self._observer.committed(
                 checkpoint.name, checkpoint.size_bytes, seconds, self._score_of(checkpoint, metrics[0])
             )
@@ -286,6 +293,17 @@ class Controller:
         decoded = [decode_metrics(each) for each in metrics]
         opened = self._open_checkpoint(checkpoint.name) if checkpoint is not None else None
         self._callbacks.reported(attempt, report, decoded, opened)
+
+    def _tell_if_forgotten(self, meeting: Meeting) -> None:
+        """The first report of an attempt shows whether any rank has asked for what the attempt is to go on from."""
+        begin, self._begin = self._begin, None
+        if begin is None or self._told_forgotten:
+            return
+        if all(meeting.report(rank).ignores_checkpoint for rank in range(meeting.world_size)):
+            self._told_forgotten = True
+            self._observer.message(
+                f"the function did not ask for {begin} (holdfast.get_checkpoint()) before its first report: it trains from the beginning"
+            )
 
     def _score_of(self, checkpoint: CommittedCheckpoint, metrics: bytes) -> float | None:
         """What ranks it; the first time that there is nothing of that name a warning says what there is."""
@@ -319,7 +337,7 @@ class Controller:
         for rank, error in failures.items():
             self._writer.submit(append_text, self._writer.store, layout.log_key(attempt, rank), in_full(error))
         if restart and not any(isinstance(error, WorkerDiedError) for error in failures.values()):
-            first = min(failures)
+            first = by_cause(failures)[0]
             for line in in_full(failures[first]).splitlines():
                 self._observer.worker_line(first, line, is_stderr=True)
         self._observer.failed(attempt, summarise(failures), restart)

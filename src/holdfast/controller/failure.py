@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import traceback
 from collections.abc import Mapping
@@ -15,6 +16,12 @@ from holdfast.worker import protocol
 
 # How much of an error is told where another rank's stands before it.
 _FOLLOWING_CHARACTERS = 100
+# `[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] `
+_SOURCE = re.compile(r"\A\[[^]\s]+\.\w+:\d+\]\s*")
+# As gloo, NCCL, torch's store, LightGBM and XGBoost say it when the process at the other end is gone.
+_LOST = re.compile(
+    r"(?i)connection (was likely )?(closed|reset|refused|aborted|lost)|broken pipe|socket closed|remote process exited|ncclRemoteError"
+)
 
 
 class WorkerError(HoldfastError):
@@ -62,23 +69,48 @@ def signal_name(signum: int) -> str:
         return f"signal {signum}"
 
 
-def summarise(failures: Mapping[int, BaseException]) -> str:
-    """The first line of each error: first of the ranks that died, which the errors of others mostly follow from.
+def by_cause(failures: Mapping[int, BaseException]) -> list[int]:
+    """The ranks, those first whose failures the others' mostly follow from.
 
-    What several ranks say alike is said once.
+    Who died comes first; last come those that say no more than that a connection to another ended.
     """
+
+    def order(rank: int) -> tuple[int, int]:
+        error = failures[rank]
+        return 0 if isinstance(error, WorkerDiedError) else 2 if _LOST.search(str(error)) else 1, rank
+
+    return sorted(failures, key=order)
+
+
+def summarise(failures: Mapping[int, BaseException]) -> str:
+    """The first line of each error, by cause. What several ranks say alike is said once, and so is a lost connection."""
     said: dict[str, list[int]] = {}
-    for rank, error in sorted(failures.items(), key=lambda item: (not isinstance(item[1], WorkerDiedError), item[0])):
-        text = str(error).splitlines()[0] if str(error) else ""
-        if not isinstance(error, WorkerDiedError):
-            text = f"{type(error).__name__}: {text}"
-        said.setdefault(text, []).append(rank)
-    lines = []
+    lost: list[int] = []
+    for rank in by_cause(failures):
+        error = failures[rank]
+        if isinstance(error, WorkerDiedError):
+            said[_headline(error)] = []  # it names its rank
+        elif said and _LOST.search(str(error)):
+            lost.append(rank)
+        else:
+            said.setdefault(f"{type(error).__name__}: {_headline(error)}", []).append(rank)
+    lines: list[str] = []
     for text, ranks in said.items():
-        if isinstance(failures[ranks[0]], WorkerDiedError):
-            lines.append(text)
-            continue
-        if lines and len(text) > _FOLLOWING_CHARACTERS:
-            text = f"{text[:_FOLLOWING_CHARACTERS]}…"
-        lines.append(f"{ranks_text(ranks)}: {text}")
+        shown = _shortened(text) if lines else text
+        lines.append(f"{ranks_text(ranks)}: {shown}" if ranks else shown)
+    if lost:
+        error = failures[lost[0]]
+        theirs = "its connection" if len(lost) == 1 else "their connections"
+        lines.append(
+            f"{ranks_text(lost)} then lost {theirs} ({_shortened(f'{type(error).__name__}: {_headline(error)}')})"
+        )
     return "; ".join(lines)
+
+
+def _headline(error: BaseException) -> str:
+    """The first line of what an error says, without the place in its library's own source."""
+    return _SOURCE.sub("", str(error)).partition("\n")[0]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _FOLLOWING_CHARACTERS else f"{text[:_FOLLOWING_CHARACTERS]}…"

@@ -58,8 +58,8 @@ class Rounds:
         self._ended = ended
         self._files_closed = files_closed
         self._open: dict[int, tuple[Meeting, CheckpointRound]] = {}
-        # Reports that have not come, and whose files never will: by the rank and its own count.
-        self._abandoned: dict[tuple[int, int], protocol.Abandoned] = {}
+        # Of each rank the last report that had not come when it was told that its files never will.
+        self._abandoned: dict[int, protocol.Abandoned] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -110,8 +110,8 @@ class Rounds:
             )
             found = self._open[ordinal] = (meeting, round_)
         found[1].add(rank, call)
-        early = self._abandoned.pop((rank, call.index), None)
-        if early is not None:
+        early = self._abandoned.pop(rank, None)
+        if early is not None and early.index == call.index:  # else it never came: a rank makes one after another
             found[1].take(rank, early, [])
 
     def name_of(self, meeting: Meeting) -> str | None:
@@ -139,7 +139,7 @@ class Rounds:
                 if message.index >= 0:
                     return
         if isinstance(message, protocol.Abandoned) and message.index >= 0:
-            self._abandoned[rank, message.index] = message
+            self._abandoned[rank] = message
         for descriptor in descriptors:  # of a checkpoint that was given up
             os.close(descriptor)
         if descriptors:

@@ -103,6 +103,7 @@ class WorkerState:
             `resume_from`. As far as `unread` does not know better.
         unread: The last report, where it has returned before its answer came.
         uploads: What functions of the user's are storing.
+        ignores_checkpoint: There is a checkpoint to begin with, and the function has not asked for any.
     """
 
     job: Job
@@ -120,6 +121,7 @@ class WorkerState:
     checkpoint: Checkpoint | None = field(init=False, default=None)
     unread: Asked | None = field(init=False, default=None)
     uploads: UserUploads = field(init=False)
+    ignores_checkpoint: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.storage = self.storage or unpack_storage(self.job.storage, self.job.storage_url)
@@ -131,6 +133,7 @@ class WorkerState:
             self.checkpoint = self.committed(self.job.checkpoint, self.job.kept)
         elif self.job.origin:
             self.checkpoint = unpack_checkpoint(self.job.origin)
+        self.ignores_checkpoint = self.checkpoint is not None
 
     @property
     def run(self) -> Store:
@@ -237,5 +240,6 @@ def get_checkpoint() -> Checkpoint | None:
         OutsideWorkerError: Called outside a training function.
     """
     state = current("get_checkpoint()")
+    state.ignores_checkpoint = False
     state.catch_up()
     return state.checkpoint

@@ -19,7 +19,7 @@ import cloudpickle
 from holdfast.errors import DriverLostError
 from holdfast.signatures import takes_config
 from holdfast.stores.secrecy import private_channel
-from holdfast.worker import context, protocol
+from holdfast.worker import context, protocol, script
 from holdfast.worker.channel import Channel
 from holdfast.worker.shipping import Storage
 
@@ -58,6 +58,7 @@ def run_job(connection: socket.socket, files: socket.socket) -> int:
     if not isinstance(job, protocol.Job):
         return 1
     _settle(job)
+    script.stand_for(job.payload)
     work = Work(lambda: cloudpickle.loads(job.payload), _pickled)
     return execute(job, channel, files, work, in_own_process=True)
 

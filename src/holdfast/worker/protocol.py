@@ -86,6 +86,7 @@ class ReportCall(Call, frozen=True):
         brings_state: Of a rank that saved its part of a state of all ranks, whether this shard is it; else None.
         validation: Its checkpoint is to be validated.
         admitted: It was admitted, and returns before its answer has come.
+        ignores_checkpoint: The attempt begins with a checkpoint, and the function has not asked for any.
     """
 
     index: int
@@ -98,6 +99,7 @@ class ReportCall(Call, frozen=True):
     brings_state: bool | None = None
     validation: ValidationTask | None = None
     admitted: bool = False
+    ignores_checkpoint: bool = False
 
     @property
     def hands_over(self) -> bool:

@@ -106,6 +106,8 @@ def report(
         question = msgspec.structs.replace(question, validation=task)
     if state.saved_into is not None:
         question = _with_state(state, question, checkpoint.path if checkpoint is not None else None)
+    if state.ignores_checkpoint:
+        question = msgspec.structs.replace(question, ignores_checkpoint=True)
     if not waits:
         upload = None
         if question.uploads and checkpoint is not None and checkpoint_upload_fn is not None:
@@ -293,6 +295,7 @@ def get_all_reported_checkpoints(
     """
     state = current("get_all_reported_checkpoints()")
     check_member("get_all_reported_checkpoints(consistency_mode=...)", consistency_mode, CheckpointConsistencyMode)
+    state.ignores_checkpoint = False
     validated = consistency_mode is CheckpointConsistencyMode.VALIDATED
     answer = expect(
         state.channel.ask(protocol.CheckpointsCall(state.next_report, timeout_s, validated)), protocol.ReportedList

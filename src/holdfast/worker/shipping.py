@@ -18,6 +18,7 @@ from holdfast.checkpoint import Checkpoint
 from holdfast.errors import SerializationError
 from holdfast.stores import Store, open_store
 from holdfast.stores.secrecy import private_channel
+from holdfast.worker import script
 from holdfast.worker.backend import BackendConfig
 
 
@@ -106,7 +107,7 @@ def _make_code(make: Callable[..., CodeType], arguments: tuple[Any, ...], file_n
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # has no types
-    """Keeps the files' names of functions that travel by value, and knows every module.
+    """Keeps the files' names and the places of what travels by value, and knows every module.
 
     Newer cloudpickles (seen with 3.1.3) replace the names, so that the same cell of two notebooks gives the same bytes; a worker's
     traceback would then show neither where its lines stand nor what they say.
@@ -124,7 +125,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc] # has no types
         """
         if isinstance(value, ModuleType) and sys.modules.get(value.__name__) is value and type(value) is not ModuleType:
             return importlib.import_module, (value.__name__,)
-        return super().reducer_override(value)
+        reduced = script.by_value(value) or super().reducer_override(value)
+        return script.in_its_place(value, reduced) if isinstance(reduced, tuple) else reduced
 
 
 def _blame(function: Callable[..., Any], config: dict[str, Any] | None, error: Exception) -> str:

@@ -11,7 +11,7 @@ from holdfast.config import ValidationConfig, ValidationTaskConfig
 from holdfast.errors import MetricsError, SerializationError
 from holdfast.metrics import encode_metrics
 from holdfast.stores.secrecy import private_channel
-from holdfast.worker import context, protocol
+from holdfast.worker import context, protocol, script
 from holdfast.worker.backend import BackendConfig
 from holdfast.worker.shipping import pack
 
@@ -95,6 +95,7 @@ def _validate(config: dict[str, Any]) -> bytes:
     checkpoint._verified = config["trusted"]
     # This is no worker: there is no report to make and no rank to meet.
     context.leave()
+    script.stand_for(config["function"])
     function = cloudpickle.loads(config["function"])[0]
     metrics: Any = function(checkpoint, **cloudpickle.loads(config["arguments"]))
     if not isinstance(metrics, Mapping):

@@ -4,7 +4,7 @@ import traceback
 
 import cloudpickle
 
-from holdfast.controller.failure import WorkerError, from_failed, in_full, summarise
+from holdfast.controller.failure import WorkerError, by_cause, from_failed, in_full, summarise
 from holdfast.errors import WorkerDiedError
 from holdfast.worker import protocol
 
@@ -59,3 +59,24 @@ def test_what_ranks_say_alike_is_said_once() -> None:
     long = "x" * 300
     assert summarise({0: ValueError(long), 1: ValueError(long)}) == f"ranks 0 and 1: ValueError: {long}"
     assert len(summarise({0: ValueError("short"), 1: ValueError(long)})) < 200
+
+
+GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
+
+
+def test_a_connection_that_was_lost_is_told_after_what_it_was_lost_by() -> None:
+    lost = RuntimeError(f"{GLOO}Read error [127.0.0.1]:1234: Connection reset by peer\nmore")
+    also = RuntimeError(f"{GLOO}Connection closed by peer [127.0.0.1]:5678")
+    killed = WorkerDiedError("rank 2 was killed by SIGKILL")
+    assert summarise({0: lost, 2: killed}) == (
+        "rank 2 was killed by SIGKILL; rank 0 then lost its connection "
+        "(RuntimeError: Read error [127.0.0.1]:1234: Connection reset by peer)"
+    )
+    assert summarise({0: also, 1: lost, 2: ValueError("no luck")}) == (
+        "rank 2: ValueError: no luck; ranks 0 and 1 then lost their connections "
+        "(RuntimeError: Connection closed by peer [127.0.0.1]:5678)"
+    )
+    assert by_cause({0: lost, 1: ValueError("no luck"), 2: killed}) == [2, 1, 0]
+    # The cause itself was not seen.
+    assert summarise({0: also}) == "rank 0: RuntimeError: Connection closed by peer [127.0.0.1]:5678"
+    assert summarise({0: RuntimeError("[rank 3] is late")}) == "rank 0: RuntimeError: [rank 3] is late"

@@ -12,6 +12,8 @@ import socket
 import sys
 import threading
 
+from holdfast.nudge import NUDGE
+
 # The signal by which the driver asks for stacks: none that a scheduler or a framework uses.
 STACKS_SIGNAL = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else signal.SIGUSR2
 
@@ -61,6 +63,8 @@ def _detach(zygote_pid: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for signum in (signal.SIGHUP, signal.SIGCHLD):
         signal.signal(signum, signal.SIG_DFL)
+    # The driver sends it after an interrupt; it does nothing but end a wait.
+    signal.signal(NUDGE, lambda *_: None)
 
 
 def _connect_output(stdout: int, stderr: int) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from holdfast import nudge
 from holdfast.controller.group import Exit, Listener, WorkerGroup
 from holdfast.engines.local import memory
 from holdfast.engines.local.child import STACKS_SIGNAL
@@ -17,7 +18,7 @@ from holdfast.engines.local.files import FileConnections
 from holdfast.worker import protocol
 
 if TYPE_CHECKING:
-    from holdfast.controller.reactor import Reactor
+    from holdfast.controller.reactor import Reactor, Timer
     from holdfast.engines.local.family import Family
     from holdfast.engines.local.output import OutputPump
 
@@ -105,6 +106,8 @@ class LocalGroup(WorkerGroup):
         self._files = FileConnections(reactor, listener, lambda rank: self._connections[rank].drain())
         self.waits_for_output = True
         self._tokens: dict[int, int] = {}
+        self._interrupted: set[int] = set()
+        self._nudges: Timer | None = None
         self._killed_before = memory.out_of_memory_kills()
 
     def start(self, jobs: Sequence[protocol.Job]) -> None:
@@ -148,8 +151,21 @@ class LocalGroup(WorkerGroup):
         self._files.closed(count)
 
     def interrupt(self, ranks: Iterable[int]) -> None:
-        """SIGINT to each of the workers, not to what it has started."""
-        self._signal(ranks, signal.SIGINT)
+        """SIGINT to each of the workers, not to what it has started; then nudges, for the reason that `nudge` gives."""
+        now = set(ranks)
+        self._signal(now, signal.SIGINT)
+        self._interrupted |= now
+        if now:
+            self._nudge_after(nudge.FIRST_PAUSE_S)
+
+    def _nudge_after(self, pause_s: float) -> None:
+        if self._nudges is not None:
+            self._nudges.cancel()
+        self._nudges = self._reactor.after(pause_s, lambda: self._nudge(pause_s))
+
+    def _nudge(self, pause_s: float) -> None:
+        self._signal(self._interrupted, nudge.NUDGE)
+        self._nudge_after(min(2 * pause_s, nudge.LONGEST_PAUSE_S))
 
     def kill(self, ranks: Iterable[int] | None = None) -> None:
         """SIGKILL to the workers and all that they have started."""
@@ -161,6 +177,8 @@ class LocalGroup(WorkerGroup):
 
     def close(self) -> None:
         """Frees sockets, pipes and the port."""
+        if self._nudges is not None:
+            self._nudges.cancel()
         for token in self._tokens.values():
             self._family.forget(token)
         for connection in self._connections.values():
