@@ -239,6 +239,12 @@ class RunConfig:
             values["storage_path"] = shown_url(self.storage_path)
         if self.storage_options is not None:
             values["storage_options"] = dict.fromkeys(self.storage_options, ...)
+        if self.worker_runtime_env is not None:
+            # Where tokens for services are.
+            values["worker_runtime_env"] = {
+                name: dict.fromkeys(value, ...) if isinstance(value, Mapping) else value
+                for name, value in self.worker_runtime_env.items()
+            }
         if self.storage_filesystem is not None:
             # What the object says of itself may hold a secret.
             values["storage_filesystem"] = type(self.storage_filesystem)

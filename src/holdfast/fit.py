@@ -116,7 +116,7 @@ class Fit:
             with stop.handled():
                 writer = self._open_run(stop)
                 run = writer.run_id, self._name, self._store.url, writer.first_attempt
-                self._callbacks.begin(RunContext(*run, train_loop_config=self._trainer.train_loop_config))
+                self._callbacks.begin(RunContext.of(self._trainer, *run))
                 try:
                     outcome = self._find_origin(writer, stop) or self._drive(engine, writer, stop)
                 finally:

@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -50,10 +49,8 @@ def divided(config):
 
     rank, size = train.get_context().get_world_rank(), train.get_context().get_world_size()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = train.collective.broadcast_from_rank_zero(free.getsockname()[1])
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=size, process_id=rank)
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    jax.distributed.initialize(address, size, rank, coordinator_bind_address=address)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
     start = np.ones((8, 4), np.float32)

@@ -184,10 +184,15 @@ def mirrored(config: dict[str, Any]) -> dict[str, Any]:
         calm = build()
     first = ReportCheckpointCallback.get_initial_epoch(checkpoint)
     epochs = config["epochs"]
+    saved, save = [], model.save
+    model.save = lambda path: save(saved.append(path) or path)
     callback = ReportCheckpointCallback(metrics={"error": "loss"})
     assert isinstance(callback, tf.keras.callbacks.Callback)
     model.fit(data, epochs=epochs, initial_epoch=first, callbacks=[callback, Kill()], verbose=0)
     calm.fit(data, epochs=epochs, verbose=0)
+    # On either rank: what is left of them by a crash is removed at the next attempt.
+    assert len(saved) == epochs - first
+    assert all("/.holdfast/staging/" in path for path in saved)
     return {
         "first": first,
         "replicas": strategy.num_replicas_in_sync,
@@ -242,10 +247,12 @@ def work(config):
             super().on_epoch_end(epoch, logs)
             seen.append(epoch)
 
-    def fit(**options):
+    def fit(validation_freq=1, initial_epoch=0, **options):
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         model.compile("sgd", "mse", metrics=["mae"])
-        model.fit(x, x[:, :1], batch_size=4, epochs=2, verbose=0, callbacks=[Own(**options)], validation_data=(x, x[:, :1]))
+        data = x, x[:, :1]
+        fitted = {"epochs": 2, "initial_epoch": initial_epoch, "validation_data": data, "validation_freq": validation_freq}
+        model.fit(*data, batch_size=4, verbose=0, callbacks=[Own(**options)], **fitted)
 
     x = np.ones((8, 2), "float32")
     for options in json.loads(sys.argv[1]):
@@ -281,6 +288,13 @@ def test_events_and_metrics_are_those_that_were_asked_for_without_tensorflow(tmp
         {"checkpoint_on": "train_end", "metrics": "val_loss"},
         {"checkpoint_on": ["train_batch_end"], "report_metrics_on": [], "metrics": ["loss"]},
         {"checkpoint_on": [], "report_metrics_on": ["test_end"], "metrics": {"error": "mae"}},
+        {"checkpoint_on": [], "validation_freq": 2},
+        {"checkpoint_on": [], "validation_freq": 2, "metrics": {"loss": "loss", "error": "val_loss"}},
+        {
+            "checkpoint_on": "train_end",
+            "metrics": "loss",
+            "initial_epoch": 2,
+        },  # resumed, and there is nothing left to do
     ]
     refused = [{"metrics": "accuracy"}, {"checkpoint_on": "end_of_epoch"}]
     done = subprocess.run(
@@ -298,10 +312,14 @@ def test_events_and_metrics_are_those_that_were_asked_for_without_tensorflow(tmp
         *[["val_loss"], ["val_loss"], ["val_loss"], ends],
         *[["loss"], ["loss"], ["loss"], ["loss"], ends],
         *[["error"], ["error"], ends],
+        *[["loss", "mae"], everything, ends],
+        *[["loss"], ["error", "loss"], ends],
+        ends,
     ]
     assert found["initial"] == [1, 2, 2, 0, 0, 1, 1]
-    assert found["epochs"] == [*[0, 1] * 4, 0]  # the last is of the metric that was refused
+    assert found["epochs"] == [*[0, 1] * 6, 0]  # the last is of the metric that was refused
     assert found["isolated"]
+    assert done.stderr.count("'val_loss' cannot be reported") == 1
     (metric, about_metric), (event, about_event) = found["errors"]
     assert (metric, event) == (MetricsError.__name__, ConfigurationError.__name__)
     assert "'accuracy'" in about_metric

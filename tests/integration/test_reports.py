@@ -334,6 +334,7 @@ def test_a_callback_is_told_of_the_end_with_the_error_that_fit_raises(tmp_path):
 
         def after_run(self, run_context, error):
             self.seen.append(("end", run_context.attempt, run_context.report, error))
+            self.context = run_context
 
     def loop(config):
         train.report({"rate": config["rate"]})
@@ -343,11 +344,13 @@ def test_a_callback_is_told_of_the_end_with_the_error_that_fit_raises(tmp_path):
         train.DataParallelTrainer(
             function,
             train_loop_config={"rate": 0.5},
+            scaling_config=train.ScalingConfig(num_workers=1),
             run_config=train.RunConfig(
                 name="told",
                 storage_path=str(tmp_path),
                 failure_config=train.FailureConfig(max_failures=1),
                 callbacks=[callback],
+                worker_runtime_env={"env_vars": {"TOKEN": "secret 1"}},
             ),
         ).fit()
 
@@ -364,3 +367,8 @@ def test_a_callback_is_told_of_the_end_with_the_error_that_fit_raises(tmp_path):
     ]
     fit(lambda config: train.report(config), succeeded)
     assert succeeded.seen == [("report", 3, 3, config), ("end", 3, None, None)]
+    context = succeeded.context
+    assert (context.run_config.name, context.run_config.failure_config.max_failures) == ("told", 1)
+    assert context.scaling_config == train.ScalingConfig(num_workers=1)
+    assert type(context.backend_config).__name__ == "BackendConfig"
+    assert "secret" not in f"{context} {context.run_config}"

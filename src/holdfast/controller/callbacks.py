@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.persistence.right_of_way import as_usual
+
+if TYPE_CHECKING:
+    from holdfast.config import RunConfig, ScalingConfig
+    from holdfast.worker.backend import BackendConfig
 
 logger = logging.getLogger("holdfast")
 
@@ -24,6 +28,9 @@ class RunContext:
         attempt: The life of the worker group; after the run, of the last report or failure.
         report: The index of the report, over all attempts; None where the call is about none.
         train_loop_config: What the trainer was given for the function.
+        run_config: The trainer's, with the run's name also where it was generated.
+        scaling_config: The trainer's.
+        backend_config: How its framework prepares workers.
     """
 
     run_id: str
@@ -31,7 +38,29 @@ class RunContext:
     path: str
     attempt: int
     report: int | None = None
-    train_loop_config: Mapping[str, Any] | None = None
+    # Configs hold passwords, tokens, and whole arrays: nothing for the line of a log that shows this.
+    train_loop_config: Mapping[str, Any] | None = field(default=None, repr=False)
+    run_config: RunConfig | None = field(default=None, repr=False)
+    scaling_config: ScalingConfig | None = None
+    backend_config: BackendConfig | None = None
+
+    @classmethod
+    def of(cls, trainer: Any, run_id: str, name: str, path: str, attempt: int) -> RunContext:
+        """That of a run's first attempt in a `fit()`.
+
+        Args:
+            trainer: The `DataParallelTrainer`, of which nothing here knows.
+        """
+        return cls(
+            run_id,
+            name,
+            path,
+            attempt,
+            train_loop_config=trainer.train_loop_config,
+            run_config=replace(trainer.run_config, name=name),
+            scaling_config=trainer.scaling_config,
+            backend_config=trainer.backend_config,
+        )
 
 
 class UserCallback:

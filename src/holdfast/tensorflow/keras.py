@@ -7,8 +7,8 @@ import functools
 import importlib
 import importlib.util
 import json
+import logging
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +23,7 @@ from holdfast.worker.context import get_context
 from holdfast.worker.report import report
 from holdfast.worker.staging_directory import staging_directory
 
+_LOG = logging.getLogger("holdfast.tensorflow")
 _EVENTS = (
     "epoch_begin",
     "epoch_end",
@@ -75,7 +76,8 @@ class ReportCheckpointCallback:
         Args:
             checkpoint_on: The events that bring a checkpoint, by Keras's names without `on_`: `epoch_end`, `train_batch_end`, ….
             report_metrics_on: The events that bring a report. With a checkpoint comes one always.
-            metrics: One name or a list of those to report, or a dict of new names to Keras's. None: all.
+            metrics: One name or a list of those to report, or a dict of new names to Keras's. None: all. A `val_…` is left out after an
+                epoch without a validation, which `fit(validation_freq=…)` has.
 
         Raises:
             ConfigurationError: There is no such event.
@@ -86,8 +88,11 @@ class ReportCheckpointCallback:
         self._report_on = _events("report_metrics_on", report_metrics_on) | self._checkpoint_on
         self._metrics = metrics
         self._next_epoch = 0
+        self._has_trained = False
+        self._was_validated = False
+        self._has_warned = False
         # Only what is needed: Keras asks whether a callback wants to hear of every batch, and is slower if one does.
-        for event in {"epoch_begin", "epoch_end", *self._report_on}:
+        for event in {"train_begin", "epoch_begin", "test_end", "epoch_end", *self._report_on}:
             name = f"on_{event}"
             setattr(self, name, functools.partial(self._on, event, getattr(self, name)))
 
@@ -132,28 +137,52 @@ class ReportCheckpointCallback:
         if event.startswith("epoch"):
             epoch = kwargs["epoch"] if "epoch" in kwargs else args[0]
             self._next_epoch = int(epoch) + (event == "epoch_end")
-        if event not in self._report_on:
-            return
+        if event == "train_begin":
+            self._has_trained = False
+        elif event == "epoch_begin":
+            self._has_trained, self._was_validated = True, False
+        elif event == "test_end":
+            self._was_validated = True
+        if event not in self._report_on or (event == "train_end" and not self._has_trained):
+            return  # after its last epoch a run that is resumed has nothing to add
         logs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Mapping)), {})
-        metrics = choose_metrics(logs, self._metrics)
+        metrics = choose_metrics(logs, self._wanted(logs))
         if event not in self._checkpoint_on:
             report(metrics)
             return
         with self._saved() as checkpoint:
             report(metrics, checkpoint=checkpoint)
 
+    def _wanted(self, logs: Mapping[str, Any]) -> Mapping[str, str] | None:
+        """The metrics to report, without those of a validation that there was not."""
+        if self._metrics is None:
+            return None
+        names = [self._metrics] if isinstance(self._metrics, str) else self._metrics
+        wanted = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
+        if self._was_validated:
+            return wanted
+        there = {ours: name for ours, name in wanted.items() if name in logs or not name.startswith("val_")}
+        if len(there) < len(wanted) and not self._has_warned and get_context().get_world_rank() == 0:
+            self._has_warned = True
+            _LOG.warning(
+                "this epoch has no validation, so %s cannot be reported; likewise, and without a word, after further ones",
+                ", ".join(repr(name) for ours, name in wanted.items() if ours not in there),
+            )
+        return there
+
     @contextlib.contextmanager
     def _saved(self) -> Iterator[Checkpoint | None]:
-        if get_context().get_world_rank() == 0:
-            with staging_directory() as directory:
-                self.model.save(str(Path(directory, self.CHECKPOINT_NAME)))
+        is_first = get_context().get_world_rank() == 0
+        if not is_first and not _saves_together(self.model):
+            yield None
+            return
+        # Also where nothing is reported: it is removed after a crash, too.
+        with staging_directory() as directory:
+            self.model.save(str(Path(directory, self.CHECKPOINT_NAME)))
+            if is_first:
                 resume_point.ResumePoint(self._next_epoch, resume_point.seeds_of(self.model)).write(directory)
                 yield Checkpoint.from_directory(directory)
-        elif _saves_together(self.model):
-            with tempfile.TemporaryDirectory() as directory:
-                self.model.save(str(Path(directory, self.CHECKPOINT_NAME)))
-            yield None
-        else:
+        if not is_first:
             yield None
 
 
