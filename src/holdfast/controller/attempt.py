@@ -220,7 +220,7 @@ class Attempt:
         if not self._rounds.seal(meeting, meeting.report(0).metrics, self.world_size):
             self._conclude(meeting, None)
 
-    def _on_files(self, rank: int, message: protocol.HandedOver, descriptors: list[int]) -> None:
+    def _on_files(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
         self._rounds.take(rank, message, descriptors)
 
     def _round_ended(

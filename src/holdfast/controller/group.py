@@ -37,7 +37,7 @@ class Listener:
 
     on_message: Callable[[int, protocol.Question], None]
     on_exit: Callable[[int, Exit], None]
-    on_files: Callable[[int, protocol.HandedOver, list[int]], None]
+    on_files: Callable[[int, protocol.Files | protocol.Abandoned, list[int]], None]
 
 
 class WorkerGroup(ABC):

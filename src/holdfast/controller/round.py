@@ -37,7 +37,6 @@ class _Awaited:
     """A shard whose files come open, one after another.
 
     Attributes:
-        files: Those that come; none where a function of the user's stores them.
         held: Open files, by path, that have come and are not being stored yet.
     """
 
@@ -85,7 +84,6 @@ class CheckpointRound:
         self._receipts: list[ShardReceipt] = []
         self._awaited: dict[int, _Awaited] = {}
         self._storing = 0
-        self._has_looked = False
         self._error: BaseException | None = None
         self._sealed: tuple[bytes, int] | None = None
         self._validates = False
@@ -116,9 +114,7 @@ class CheckpointRound:
         try:
             checkpoint = self._open(rank, call.name or layout.checkpoint_name(self.report))
             self._progress.uploading(checkpoint.name, num_bytes)
-            if call.uploads and call.hands_over:
-                self._awaited[rank] = _Awaited(shard, [])
-            elif call.in_place:
+            if call.in_place:
                 checkpoint.register_shard(shard)
             elif call.hands_over:
                 self._expect(rank, shard)
@@ -127,8 +123,8 @@ class CheckpointRound:
         except HoldfastError as error:
             self._fail(error)
 
-    def take(self, rank: int, message: protocol.HandedOver, descriptors: list[int]) -> None:
-        """Begins to store files that a rank handed over open, whose descriptors are closed when that is done; or hears that they are stored."""
+    def take(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
+        """Begins to store files that a rank handed over open; the descriptors are closed when that is done."""
         awaited = self._awaited.get(rank)
         if isinstance(message, protocol.Abandoned):
             if awaited is not None:
@@ -136,10 +132,6 @@ class CheckpointRound:
             return
         if awaited is None:
             self._close(descriptors)
-            return
-        if isinstance(message, protocol.Uploaded):
-            del self._awaited[rank]
-            self._register(awaited.shard)
             return
         files = awaited.files[message.first : message.first + message.count]
         awaited.num_come += len(files)
@@ -170,10 +162,8 @@ class CheckpointRound:
 
     def lose(self, rank: int) -> None:
         """The rank is gone; what it has not handed over by now never comes."""
-        awaited = self._awaited.get(rank)
-        if awaited is not None:
-            what = "it handed over the files" if awaited.files else "its checkpoint_upload_fn stored its part"
-            self._fail(WorkerDiedError(f"rank {rank} ended while {what} of checkpoint {self.name!r}"))
+        if rank in self._awaited:
+            self._fail(WorkerDiedError(f"rank {rank} ended while it handed over the files of checkpoint {self.name!r}"))
 
     def seal(self, metrics: bytes, world_size: int, *, validates: bool) -> None:
         """Every rank has come: commit as soon as everything is stored.
@@ -183,6 +173,11 @@ class CheckpointRound:
         """
         self._sealed = (metrics, world_size)
         self._validates = validates
+        if self._error is None and self._checkpoint is not None:
+            registered = self._checkpoint.look_at_registered()
+            if registered is not None:
+                self._follow(registered)
+                return
         self.advance()
 
     def cancel(self, error: BaseException) -> None:
@@ -196,15 +191,7 @@ class CheckpointRound:
             return
         if self._error is not None:
             self._give_up()
-        elif self._sealed is not None and not self._awaited and self._checkpoint is not None:
-            if not self._has_looked:
-                self._has_looked = True
-                registered = self._checkpoint.look_at_registered()
-                if registered is not None:
-                    self._follow(registered)
-                    return
-            if not self._may_commit():
-                return
+        elif self._sealed is not None and not self._awaited and self._checkpoint is not None and self._may_commit():
             metrics, world_size = self._sealed
             receipts = sorted(self._receipts, key=lambda receipt: receipt.rank)
             ending, self._ending = self._ending, None
@@ -231,15 +218,6 @@ class CheckpointRound:
                 f"named it {name!r}; pass the same checkpoint_dir_name on every rank that reports a checkpoint"
             )
         return self._checkpoint
-
-    def _register(self, shard: StagedShard) -> None:
-        assert self._checkpoint is not None
-        try:
-            self._checkpoint.register_shard(shard)
-        except HoldfastError as error:
-            self._fail(error)
-        else:
-            self.advance()
 
     def _expect(self, rank: int, shard: StagedShard) -> None:
         files = regular_files(shard)

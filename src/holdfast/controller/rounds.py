@@ -129,7 +129,7 @@ class Rounds:
                 found[1].seal(metrics, world_size, validates=wish_of(meeting) is not None)
         return found is not None
 
-    def take(self, rank: int, message: protocol.HandedOver, descriptors: list[int]) -> None:
+    def take(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
         """Files of a shard that a rank handed over open."""
         for meeting, round_ in list(self._open.values()):
             # By the rank's own count: where an interrupt ended a report just before it was made, it differs from the others'.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -15,7 +14,6 @@ from holdfast.worker.answers import expect
 from holdfast.worker.channel import Asked, Channel
 from holdfast.worker.pending import Inbox
 from holdfast.worker.shipping import Storage, unpack_checkpoint, unpack_storage
-from holdfast.worker.user_uploads import UserUploads
 
 if TYPE_CHECKING:
     import socket
@@ -102,7 +100,6 @@ class WorkerState:
         checkpoint: The latest committed checkpoint, the same on every rank at every report; before there is one, the trainer's
             `resume_from`. As far as `unread` does not know better.
         unread: The last report, where it has returned before its answer came.
-        uploads: What functions of the user's are storing.
         ignores_checkpoint: There is a checkpoint to begin with, and the function has not asked for any.
     """
 
@@ -120,14 +117,12 @@ class WorkerState:
     next_report: int = field(init=False)
     checkpoint: Checkpoint | None = field(init=False, default=None)
     unread: Asked | None = field(init=False, default=None)
-    uploads: UserUploads = field(init=False)
     ignores_checkpoint: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.storage = self.storage or unpack_storage(self.job.storage, self.job.storage_url)
         self.context = TrainContext(self.job, self.storage.filesystem)
         self.inbox = Inbox(self.files, self.committed)
-        self.uploads = UserUploads(self.files)
         self.next_report = self.job.first_report
         if self.job.checkpoint is not None:
             self.checkpoint = self.committed(self.job.checkpoint, self.job.kept)
@@ -182,14 +177,6 @@ def enter(state: WorkerState) -> None:
     """Makes this process (or, with no workers, this program) the worker that `state` describes."""
     global _state
     _state = state
-
-
-def finish_uploads(limit_s: float) -> None:
-    """Waits for what functions of the user's are storing."""
-    if _state is not None:
-        # Where the function runs in the user's own program, a second Ctrl-C ends the wait, and nothing else.
-        with contextlib.suppress(KeyboardInterrupt):
-            _state.uploads.finish(limit_s)
 
 
 def leave() -> None:

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -30,9 +29,7 @@ _CHUNK_BYTES = 1 << 16
 _FULL_WAIT_S = 0.001
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(protocol.HandedOver).decode
-# A frame must not come into the midst of another thread's.
-_sending = threading.Lock()
+_decode = msgspec.msgpack.Decoder(protocol.Files | protocol.Abandoned).decode
 
 
 def regular_files(shard: StagedShard) -> list[StagedFile]:
@@ -90,7 +87,7 @@ class HandOver:
         if isinstance(error, HoldfastError):
             kind, text = error.kind, str(error)
         with contextlib.suppress(DriverLostError):
-            tell(self._socket, protocol.Abandoned(self._index, kind, text))
+            _send(self._socket, protocol.Abandoned(self._index, kind, text), [])
 
     def close(self) -> None:
         """Closes this process's descriptors; safe to repeat."""
@@ -100,15 +97,6 @@ class HandOver:
     def _open(self, files: Sequence[StagedFile]) -> None:
         for file in files:
             self._opened.append(_open(self._root, file))
-
-
-def tell(connection: socket.socket, message: protocol.HandedOver) -> None:
-    """Tells the node something of a shard that comes without files.
-
-    Raises:
-        DriverLostError: The node is gone.
-    """
-    _send(connection, message, [])
 
 
 def _open(root: str, file: StagedFile) -> int:
@@ -129,10 +117,9 @@ def _send(connection: socket.socket, message: protocol.Message, descriptors: Seq
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     while True:
         try:
-            with _sending:
-                sent = connection.sendmsg([frame], ancillary)
-                if sent < len(frame):
-                    connection.sendall(frame[sent:])
+            sent = connection.sendmsg([frame], ancillary)
+            if sent < len(frame):
+                connection.sendall(frame[sent:])
             return
         except OSError as error:
             # More are on their way than the kernel allows at once: the node is about to take some.
@@ -156,7 +143,7 @@ class Receiver:
         self._descriptors: deque[int] = deque()
         self.at_end = False
 
-    def receive(self) -> Iterator[tuple[protocol.HandedOver, list[int]]]:
+    def receive(self) -> Iterator[tuple[protocol.Files | protocol.Abandoned, list[int]]]:
         """What has come since the last call; each message with its descriptors, which the caller closes.
 
         Raises:

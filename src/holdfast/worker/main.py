@@ -26,8 +26,6 @@ from holdfast.worker.shipping import Storage
 if TYPE_CHECKING:
     from holdfast.worker.backend import BackendConfig
 
-# What a function of the user's is storing when another part of it fails: a checkpoint is worth this wait.
-_GRACE_S = 10.0
 # Functions of ours that a reader of a worker's traceback does not want to see.
 _OWN_FILE = __file__
 
@@ -105,13 +103,11 @@ def execute(job: protocol.Job, channel: Channel, files: socket.socket, work: Wor
         state = context.WorkerState(job, channel, files, work.storage)
         context.enter(state)
         value = _run(work, state)
-        state.uploads.finish(None)
     except DriverLostError:
         return 1
     except BaseException as error:  # noqa: BLE001 - it travels to the driver
         interrupt = isinstance(error, KeyboardInterrupt) and not in_own_process
         _unwound(in_own_process)
-        context.finish_uploads(_GRACE_S)
         ending: protocol.Message = _failure(error, interrupted=interrupt)
         code = 1
     else:

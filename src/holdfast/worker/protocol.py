@@ -81,7 +81,6 @@ class ReportCall(Call, frozen=True):
         shard: What to store, or None for metrics alone.
         name: The checkpoint's directory name where the user chose one.
         in_place: The shard lies at its final place already and is only registered.
-        uploads: It does not yet: a function of the user's is about to store it there, and `Uploaded` follows.
         waits: The answer comes once the report is complete and committed; else as soon as the node has room for it.
         brings_state: Of a rank that saved its part of a state of all ranks, whether this shard is it; else None.
         validation: Its checkpoint is to be validated.
@@ -94,7 +93,6 @@ class ReportCall(Call, frozen=True):
     shard: StagedShard | None = None
     name: str | None = None
     in_place: bool = False
-    uploads: bool = False
     waits: bool = True
     brings_state: bool | None = None
     validation: ValidationTask | None = None
@@ -103,8 +101,8 @@ class ReportCall(Call, frozen=True):
 
     @property
     def hands_over(self) -> bool:
-        """Whether the shard follows on the socket for files: its files, open, or word that they are stored."""
-        return self.shard is not None and not self.waits and (self.uploads or not self.in_place)
+        """Whether the shard's files follow, open, on the socket for them."""
+        return self.shard is not None and not self.in_place and not self.waits
 
 
 class Files(Message, frozen=True):
@@ -127,12 +125,6 @@ class Abandoned(Message, frozen=True):
     index: int
     kind: str
     text: str
-
-
-class Uploaded(Message, frozen=True):
-    """The user's function has stored the shard at its final place."""
-
-    index: int
 
 
 class Settled(Message, frozen=True):
@@ -297,7 +289,6 @@ class Job(Message, frozen=True):
 Question = (
     ReportCall | AdmissionCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed
 )
-HandedOver = Files | Abandoned | Uploaded
 Answer = Proceed | Admission | Refused | Delivered | ReportedList | PreemptionState | Job
 
 _encoder = msgspec.msgpack.Encoder()

@@ -15,19 +15,21 @@ from holdfast.config import CheckpointConsistencyMode, CheckpointUploadMode, Val
 from holdfast.errors import CheckpointSourceError, ConfigurationError
 from holdfast.metrics import decode_metrics, encode_metrics, score_of
 from holdfast.persistence import layout
-from holdfast.persistence.staging import stage
+from holdfast.persistence.staging import check_directory, stage
 from holdfast.records import StagedShard
 from holdfast.reported import ReportedCheckpoint, status_of
+from holdfast.signatures import check_takes
 from holdfast.urls import has_options
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
 from holdfast.worker.channel import Asked
 from holdfast.worker.context import WorkerState, current
 from holdfast.worker.handover import HandOver
-from holdfast.worker.in_place import UploadFunction, chosen_name, expected, registered, stored_by_user
 from holdfast.worker.pending import PendingCheckpoint
 from holdfast.worker.staging_directory import handed_over, is_staging, remember_size
 from holdfast.worker.validation import pack_arguments
+
+UploadFunction = Callable[[Checkpoint, str], Checkpoint]
 
 
 def report(
@@ -58,9 +60,7 @@ def report(
         delete_local_checkpoint_after_upload: The directory may be taken over without copying and is gone
             afterwards. True only for `ASYNC` and for a `staging_directory` unless said.
         checkpoint_upload_fn: `fn(checkpoint, name) -> Checkpoint` stores this rank's files itself, below
-            `get_context().get_storage().build_checkpoint_path_from_name(name)`, and returns where. In `ASYNC` mode it is called in a
-            thread of the worker, so what it has not stored by then is lost with the worker; it is given the directory moved
-            aside, or as it is with `delete_local_checkpoint_after_upload=False`.
+            `get_context().get_storage().build_checkpoint_path_from_name(name)`, and returns where.
         validation: Whether the checkpoint is validated beside training, by the function of the trainer's
             `ValidationConfig`; a `ValidationTaskConfig` gives arguments and a time limit of its own. It is kept until that has an
             outcome. One rank's wish is enough; the lowest rank's counts. Some rank must report a checkpoint.
@@ -105,20 +105,11 @@ def report(
     if task is not None:
         question = msgspec.structs.replace(question, validation=task)
     if state.saved_into is not None:
-        question = _with_state(state, question, checkpoint.path if checkpoint is not None else None)
+        question = _with_state(state, question)
     if state.ignores_checkpoint:
         question = msgspec.structs.replace(question, ignores_checkpoint=True)
     if not waits:
-        upload = None
-        if question.uploads and checkpoint is not None and checkpoint_upload_fn is not None:
-            upload = _upload_behind(
-                state,
-                question,
-                checkpoint,
-                checkpoint_upload_fn,
-                remove=delete_local_checkpoint_after_upload is not False,
-            )
-        return _go_on(state, question, asked, upload)
+        return _go_on(state, question, asked)
     _count(state)
     answer = state.take(state.channel.ask(question))
     return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
@@ -129,13 +120,10 @@ def _count(state: WorkerState) -> None:
     state.next_report += 1
 
 
-def _go_on(
-    state: WorkerState, call: protocol.ReportCall, asked: Asked | None, upload: Callable[[], None] | None
-) -> PendingCheckpoint:
+def _go_on(state: WorkerState, call: protocol.ReportCall, asked: Asked | None) -> PendingCheckpoint:
     """Makes a report that returns before it is committed; its files are handed over, open.
 
     Args:
-        upload: Begins to have them stored by a function of the user's instead.
         asked: Whether it may return before its answer comes was asked before its directory was looked at. So the driver's time and
             the wake-ups of both processes pass while the files are looked at and opened.
     """
@@ -157,8 +145,6 @@ def _go_on(
                 state.unread = state.channel.ask_ahead(msgspec.structs.replace(call, admitted=True))
             else:
                 state.take(state.channel.ask(call, files.open_first))
-            if upload is not None:
-                upload()
             files.send()
         except BaseException as error:
             # An interrupt, too: the function may go on after it, and the node would wait for the files for ever.
@@ -190,15 +176,11 @@ def _validation_task(state: WorkerState, wish: bool | ValidationTaskConfig) -> p
     return protocol.ValidationTask(pack_arguments(wish, "report(validation=...)"), wish.timeout_s)
 
 
-def _with_state(state: WorkerState, call: protocol.ReportCall, source: str | None) -> protocol.ReportCall:
-    """Says whether the rank's part of a state, saved before, comes with this report.
-
-    Args:
-        source: What is reported: a function of the user's is about to store it.
-    """
+def _with_state(state: WorkerState, call: protocol.ReportCall) -> protocol.ReportCall:
+    """Says whether the rank's part of a state, saved before, comes with this report."""
     reported = [file.path for file in call.shard.files] if call.shard is not None else []
     if call.in_place and call.shard is not None:
-        root = source if call.uploads and source is not None else layout.decode_path(call.shard.root)
+        root = layout.decode_path(call.shard.root)
         reported = [name for name in state.saved_files if os.path.lexists(f"{root}/{name}")]
     # By the files, not by the directory: it may have been copied, or be a part of the one that is reported.
     brings = all(any(path == name or path.endswith(f"/{name}") for path in reported) for name in state.saved_files)
@@ -234,17 +216,15 @@ def _with_checkpoint(
             "report(checkpoint_upload_fn=..., checkpoint_upload_mode=NO_UPLOAD): the function stores the checkpoint, and NO_UPLOAD says "
             "that it is stored already; leave one of them out"
         )
-    waits = mode is not CheckpointUploadMode.ASYNC
     if upload is not None:
-        name = chosen_name(state, name, upload)
-        if not waits:
-            return protocol.ReportCall(
-                state.next_report, encoded, expected(state, name), name, in_place=True, uploads=True, waits=False
-            )
-        checkpoint = stored_by_user(checkpoint, name, upload)
+        checkpoint = _upload_by_user(state, checkpoint, name, upload)
         in_place = True
     if in_place:
-        name, shard = registered(state, checkpoint, name)
+        name = _name_in_run(state, checkpoint, name)
+        # Other ranks may still be writing there: the driver looks at it once all have come.
+        if state.run.local_path() is not None:
+            check_directory(checkpoint.path)
+        shard = StagedShard(rank=state.job.rank, root=layout.encode_path(checkpoint.path), files=())
     else:
         ours = is_staging(state, checkpoint.path)
         remove = (ours or mode is CheckpointUploadMode.ASYNC) if delete_local is None else delete_local
@@ -254,19 +234,8 @@ def _with_checkpoint(
         shard = _stage_local(checkpoint, state.job.rank, adopt=adopt, remove=remove)
         if ours:
             remember_size(state, shard)
-    return protocol.ReportCall(state.next_report, encoded, shard, name, in_place, waits=waits)
-
-
-def _upload_behind(
-    state: WorkerState, call: protocol.ReportCall, checkpoint: Checkpoint, upload: UploadFunction, *, remove: bool
-) -> Callable[[], None]:
-    """What begins to have the checkpoint stored by the user's function, in a thread."""
-    name = call.name or ""
-
-    def store(given: Checkpoint) -> None:
-        registered(state, stored_by_user(given, name, upload), name)
-
-    return lambda: state.uploads.begin(call.index, store, checkpoint, remove=remove)
+    waits = mode is not CheckpointUploadMode.ASYNC
+    return protocol.ReportCall(state.next_report, encoded, shard, name, in_place, waits)
 
 
 def _stage_local(checkpoint: Checkpoint, rank: int, *, adopt: bool, remove: bool) -> StagedShard:
@@ -276,6 +245,33 @@ def _stage_local(checkpoint: Checkpoint, rank: int, *, adopt: bool, remove: bool
             "in the run's storage already with checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD"
         )
     return stage(checkpoint.path, rank, adopt=adopt, remove=remove)
+
+
+def _upload_by_user(state: WorkerState, checkpoint: Checkpoint, name: str | None, upload: UploadFunction) -> Checkpoint:
+    check_takes(upload, 2, "report(checkpoint_upload_fn=...)", "checkpoint, name")
+    # What a dead attempt uploaded under a name of ours must not mix with what this one does.
+    chosen = name or layout.uploaded_name(state.next_report, state.job.attempt)
+    stored = upload(checkpoint, chosen)
+    if not isinstance(stored, Checkpoint):
+        raise CheckpointSourceError(
+            f"checkpoint_upload_fn returned {type(stored).__name__}; it must return the stored Checkpoint"
+        )
+    return stored
+
+
+def _name_in_run(state: WorkerState, checkpoint: Checkpoint, name: str | None) -> str:
+    """The directory name of a checkpoint that must lie directly in the run's directory already."""
+    run, place = state.job.run_url, checkpoint.path
+    if state.run.local_path() is not None:
+        run, place = os.path.realpath(run), os.path.realpath(place)
+    parent, _, found = place.rpartition("/")
+    if parent != run.rstrip("/") or (name is not None and name != found):
+        expected = f"{state.job.run_url}/{name or '<name>'}"
+        raise CheckpointSourceError(
+            f"the checkpoint {checkpoint.path} was to be registered without copying, but does not lie at {expected}; write "
+            "it to get_context().get_storage().build_checkpoint_path_from_name(name), or let report copy it (SYNC)"
+        )
+    return layout.check_name(found, "the directory name of a checkpoint registered in place")
 
 
 def get_all_reported_checkpoints(
