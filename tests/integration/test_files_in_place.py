@@ -62,6 +62,24 @@ def test_no_upload_of_a_directory_without_a_file_names_the_place(tmp_path):
     assert str(tmp_path / "run" / "direct") in str(error)
 
 
+@pytest.mark.parametrize("part", ["", "deep"])
+def test_a_stored_checkpoint_that_is_reported_again_stays(tmp_path, part):
+    def loop():
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "deep").mkdir()
+            Path(directory, "deep", "model").write_text("weights")
+            train.report({"step": 1}, Checkpoint(directory))
+        again = Checkpoint(os.path.join(train.get_checkpoint().path, part))
+        for mode in (train.CheckpointUploadMode.ASYNC, train.CheckpointUploadMode.SYNC):
+            with pytest.raises(train.CheckpointSourceError, match="cannot be given away"):
+                train.report({}, again, checkpoint_upload_mode=mode, delete_local_checkpoint_after_upload=True)
+        train.report({"step": 2}, again, checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC)
+
+    result = run(loop, tmp_path, workers=1)
+    assert [metrics["step"] for _, metrics in result.best_checkpoints] == [1, 2]
+    assert not train.Run(result.path).verify()
+
+
 def test_a_function_of_the_user_may_upload(tmp_path):
     def loop():
         def upload(checkpoint, name):

@@ -62,6 +62,7 @@ class Durability:
         on_durable: Callable[[CommittedCheckpoint], None],
         on_kept: OnKept,
         before_deletion: Callable[[], None] = lambda: None,
+        check_lease: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts nothing yet; the thread comes with the first work.
 
@@ -71,12 +72,14 @@ class Durability:
             on_kept: Told of what is not deleted after all, because what was to outlive it could not be flushed.
             before_deletion: Called before each; nothing is deleted where it raises `StorageError`, or `RunInUseError`
                 because another driver has the run now.
+            check_lease: The latter alone, before marks are removed.
         """
         self._store = store
         self._notes = notes
         self._records: Sequence[str] = records if not store.capabilities.durable_writes else ()
         self._on_durable = on_durable
         self._before_deletion = before_deletion
+        self._check_lease = check_lease
         self._in_hurry = False
         self._on_kept = on_kept
         self._flushes = not store.capabilities.durable_writes
@@ -253,9 +256,11 @@ class Durability:
         """Before anything is deleted, which sets the mark anew."""
         try:
             if marks:
+                # A newer driver may have set one of them anew, for a deletion.
+                self._check_lease()
                 # Dying on the next line leaves marks of checkpoints that have a manifest: they mean nothing, and the next start removes them.
                 self._store.delete_many(marks)
-        except StorageError as error:
+        except (StorageError, RunInUseError) as error:
             _log.debug("marks of checkpoints of %s stay until the next start: %s", self._store.url, error)
 
     def _flush_records(self) -> None:

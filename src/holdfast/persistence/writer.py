@@ -104,6 +104,7 @@ class RunWriter:
             on_durable=self._ledger.mark_durable,
             on_kept=self._kept,
             before_deletion=self._prepare_deletion,
+            check_lease=self.check_lease,
         )
         self.validations = ValidationRecords(self._ledger, self._notes, self._durability, store, self.submit)
         self._durability.begin([checkpoint for checkpoint in found.checkpoints if not checkpoint.durable])

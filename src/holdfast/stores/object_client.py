@@ -303,7 +303,9 @@ def _retry_config(ours: Mapping[str, str], resends: Resends) -> dict[str, Any]:
     elif resends is Resends.SOON_OVER:
         retries, limit_s = min(retries, _PROBE_RETRIES), min(limit_s, _PROBE_LIMIT_S)
     elif resends is Resends.GOES_ON:
-        retries = min(retries, _BODY_RETRIES)
+        # Nothing that lasted as long as a silence may: of that a warning tells, here.
+        silence_s = float(ours.get("request_timeout", _LIMITS_S["request_timeout"]))
+        retries, limit_s = min(retries, _BODY_RETRIES), min(limit_s, silence_s / 2)
     return {
         "max_retries": retries,
         "retry_timeout": datetime.timedelta(seconds=limit_s),

@@ -228,6 +228,13 @@ def _with_checkpoint(
     else:
         ours = is_staging(state, checkpoint.path)
         remove = (ours or mode is CheckpointUploadMode.ASYNC) if delete_local is None else delete_local
+        if remove and not ours and _is_stored(checkpoint.path):
+            if delete_local:
+                raise CheckpointSourceError(
+                    f"report(delete_local_checkpoint_after_upload=True): {checkpoint.path} is a stored checkpoint, or a part of one, and "
+                    "cannot be given away; leave the argument out"
+                )
+            remove = False
         # After an asynchronous report a directory of the user's may be written to again at once: a link would bring
         # that into the checkpoint.
         adopt = remove and (ours or mode is CheckpointUploadMode.SYNC)
@@ -236,6 +243,17 @@ def _with_checkpoint(
             remember_size(state, shard)
     waits = mode is not CheckpointUploadMode.ASYNC
     return protocol.ReportCall(state.next_report, encoded, shard, name, in_place, waits)
+
+
+def _is_stored(path: str) -> bool:
+    """Whether a directory is a stored checkpoint, or in one: of this run or another, or a copy that other processes share."""
+    place = os.path.abspath(path)
+    while not os.path.lexists(f"{place}/{layout.MANIFEST}"):
+        parent = os.path.dirname(place)
+        if parent == place:
+            return False
+        place = parent
+    return True
 
 
 def _stage_local(checkpoint: Checkpoint, rank: int, *, adopt: bool, remove: bool) -> StagedShard:
