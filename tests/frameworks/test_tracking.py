@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import math
 import os
+import pty
+import resource
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import holdfast as train
 from holdfast import tracking
+from holdfast.tracking import Entry
+from holdfast.tracking.entry import parameters_of
+from holdfast.tracking.mlflow_run import MLflowRun
 
 CONFIG = {"lr": 0.1, "net": {"layers": [8, 8]}}
+CONTEXT = train.RunContext("5e55" * 8, "run", "/runs/run", attempt=1)
+# What a tracker takes one by one, if at all, and none may lose the others for.
+ODD_METRICS = {
+    "_": 1.0,
+    ".": 2.0,
+    "..": 3.0,
+    "/a/../b": 4.0,
+    "é [x]": 5.0,
+    "n" * 300: 6.0,
+    "_step": 7.0,
+    "huge": 1e300,
+    "wide": 2**64 - 1,
+}
+ODD_PARAMETERS = parameters_of(
+    {"": 1, ".": "\0\ud800", "n" * 300: "v" * 9000, "huge": 10**400, "nan": math.nan, "wide": 2**64 - 1}
+)
 
 
 def loop(config):
@@ -76,6 +100,64 @@ def test_tensorboard(tmp_path, caplog):
     assert start.hparams["net/layers"].string_value == "[8, 8]"
 
 
+def scalars(directory):
+    from tensorboard.backend.event_processing import event_accumulator
+
+    read = event_accumulator.EventAccumulator(str(directory))
+    read.Reload()
+    return {tag: [(each.step, each.value) for each in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def test_tensorboard_forgets_later_steps_only_where_an_attempt_begins_again(tmp_path):
+    pytest.importorskip("tensorboard")
+    callback = tracking.TensorBoardCallback(tmp_path)
+    tracker = callback.open_tracker(CONTEXT, ODD_PARAMETERS)
+    first = [(1, {"a": 1}), (1, {"b": 1}), (2, {"a": 2}), (2, {"b": 2}), (3, {"a": 3}), (1, {"late": 1})]
+    tracker.log([Entry(step, metrics, attempt=1) for step, metrics in first])
+    tracker.log([Entry(2, {"a": 20}, attempt=2), Entry(2, {"b": 20}, attempt=2), Entry(2, ODD_METRICS, attempt=2)])
+    tracker.finish(tracking.Ending.SUCCEEDED)
+    found = scalars(*tmp_path.iterdir())
+    assert found.pop("a") == [(1, 1), (2, 20)]
+    assert found.pop("b") == [(1, 1), (2, 20)]
+    assert found.pop("late") == [(1, 1)]
+    assert found.pop("huge") == [(2, math.inf)]  # what it draws has 32 bits
+    assert found == {tag: [(2, pytest.approx(value))] for tag, value in ODD_METRICS.items() if tag != "huge"}
+
+
+def test_tensorboard_goes_on_in_another_file_after_the_disk_was_full(tmp_path):
+    pytest.importorskip("tensorboard")
+    callback = tracking.TensorBoardCallback(tmp_path)
+    entries = [Entry(step, {"a": step}) for step in range(1, 4)]
+    tracker = callback.open_tracker(CONTEXT, {})
+    tracker.log(entries[:1])
+    (file,) = tmp_path.glob("*/*")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 60, before[1]))  # a part of the second
+    try:
+        with pytest.raises(OSError, match="too large"):
+            tracker.log(entries[1:])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    tracker = callback.open_tracker(CONTEXT, {})
+    tracker.log(entries[1:])
+    tracker.finish(tracking.Ending.SUCCEEDED)
+    assert scalars(*tmp_path.iterdir()) == {"a": [(1, 1), (2, 2), (3, 3)]}
+
+
+def test_a_report_without_a_step_is_left_out_and_told_of_once(tmp_path, caplog):
+    pytest.importorskip("tensorboard")
+    callback = tracking.TensorBoardCallback(tmp_path, step="at/step")
+    reports = [{"a": 1, "at": {"stop": 1}}, {"b": 1}, {"a": 2, "at": {"step": 5}}, {"a": 3}]
+    for report, metrics in enumerate(reports, 1):
+        callback.after_report(train.RunContext(CONTEXT.run_id, "run", "", 1, report), [metrics], None)
+    callback.after_run(CONTEXT, None)
+    assert scalars(*tmp_path.iterdir())["a"] == [(5, 2), (5, 3)]
+    (warning,) = warnings(caplog)
+    assert "leaves out report 1" in warning
+    assert "step='at/step'" in warning
+    assert "'at/stop'" in warning
+
+
 def test_mlflow(tmp_path, caplog, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the one store that mlflow-skinny has without a server
@@ -115,17 +197,72 @@ def test_mlflow(tmp_path, caplog, monkeypatch):
     assert warnings(caplog) == []
 
 
-def test_a_server_that_is_down_is_warned_of_once_and_ends_nothing(tmp_path, caplog, monkeypatch):
-    pytest.importorskip("mlflow")
+def test_a_name_that_mlflow_refuses_costs_the_others_nothing(tmp_path, caplog, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = (tmp_path / "mlruns").as_uri()
+    callback = tracking.MLflowCallback(tracking_uri=uri)
+    tracker = callback.open_tracker(CONTEXT, ODD_PARAMETERS)
+    # Each is a file, and so cannot be a directory.
+    for step in (1, 2):
+        tracker.log([Entry(step, {**ODD_METRICS, "loss": 1, "loss/train": 2}, "/checkpoint")])
+    tracker.finish(tracking.Ending.SUCCEEDED)
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs(["0"])
+    found = run.data.metrics
+    assert len(found) == 8  # "_", "." and ".." are one
+    assert (found["huge"], found["loss"], found["a/_/b"], found["_step"]) == (1e300, 1, 4, 7)
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "huge")][-1] == 2
+    assert len(run.data.params) == 5
+    assert run.data.params["n" * 250] == "v" * 6000
+    assert run.data.tags["holdfast.checkpoint"] == "/checkpoint"
+    (warning,) = warnings(caplog)
+    assert "'loss/train'" in warning
+
+
+def test_a_server_that_is_down_is_told_of_when_it_is_noticed_and_ends_nothing(tmp_path, caplog, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("http_proxy", raising=False)
+    uri = "http://127.0.0.1:9"
+    fit(tracking.MLflowCallback(tracking_uri=uri), tmp_path)
+    first, end = warnings(caplog)
+    assert "nobody answers at 127.0.0.1:9" in first
+    assert "MLflow lacks 4 reports" in end
+    # One that goes away later: what it has not taken, it gets when it is back.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    fit(tracking.MLflowCallback(tracking_uri="http://127.0.0.1:9"), tmp_path)
-    (warning,) = [text for text in warnings(caplog) if "MLflow" in text]
-    assert "does not have all reports" in warning
-    caplog.clear()
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")  # minutes
-    fit(tracking.MLflowCallback(tracking_uri="http://127.0.0.1:9", flush_timeout_s=0.1), tmp_path, until=6)
-    (warning,) = [text for text in warnings(caplog) if "MLflow" in text]
-    assert "after 0.1 s" in warning
+    run = SimpleNamespace(info=SimpleNamespace(run_id="5e55"), data=SimpleNamespace(params={}))
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1"):
+        MLflowRun(mlflow.MlflowClient(uri), run, {}).log([Entry(1, {"loss": 1, "other": 2})])
+
+
+def test_an_mlflow_that_cannot_go_where_its_uri_leads_says_so_when_it_is_made(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)  # as it is with mlflow-skinny alone
+    with pytest.raises(train.ConfigurationError, match=r"sqlite:.*mlflow\.db.*sqlalchemy.*holdfast\[mlflow\]"):
+        tracking.MLflowCallback()
+    with pytest.raises(train.ConfigurationError, match=r"postgresql\+psycopg2://db/mlflow") as raised:
+        tracking.MLflowCallback(tracking_uri="postgresql+psycopg2://me:secret@db/mlflow")
+    assert "secret" not in str(raised.value)
+    with pytest.raises(train.ConfigurationError, match="MLFLOW_ALLOW_FILE_STORE"):
+        tracking.MLflowCallback(tracking_uri="mlruns")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, about MLflow
+def test_mlflow_without_a_uri_writes_a_database(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    pytest.importorskip("alembic")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = tracking.MLflowCallback().open_tracker(CONTEXT, ODD_PARAMETERS)
+    tracker.log([Entry(1, ODD_METRICS)])
+    assert Path("mlflow.db").exists()
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    assert len(run.data.metrics) == 7
+    assert len(run.data.params) == 5
 
 
 def test_wandb_offline(tmp_path, caplog, monkeypatch):
@@ -135,17 +272,18 @@ def test_wandb_offline(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     (tmp_path / "offline").mkdir()
     callback = tracking.WandbCallback(
-        project="project", mode="offline", dir=tmp_path / "offline", step="step", flush_timeout_s=60
+        project="project", mode="offline", dir=str(tmp_path / "offline"), step="step", flush_timeout_s=60
     )
     fit(callback, tmp_path)
     result = fit(callback, tmp_path, until=6)
     assert warnings(caplog) == []
     first, second = sorted((tmp_path / "offline" / "wandb").glob("offline-run-*/run-*.wandb"), key=os.path.getmtime)
     assert first.name == second.name  # the same id, so the service makes one run of them
-    history, config, artifacts = [], {}, []
+    history, config, artifacts, own_steps = [], {}, [], []
     for path in (first, second):
         for record in wandb_records(path):
             if record.WhichOneof("record_type") == "history":
+                own_steps.append(record.history.step.num)
                 history.append({"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item})
             elif record.WhichOneof("record_type") == "run":
                 config |= {item.key: item.value_json for item in record.run.config.update}
@@ -153,6 +291,7 @@ def test_wandb_offline(tmp_path, caplog, monkeypatch):
                 artifacts.append(record)
     assert [each["holdfast/step"] for each in history] == ["1", "2", "2", "3", "4", "5"]
     assert [float(each["loss/train"]) for each in history] == pytest.approx([1, 1 / 2, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
+    assert own_steps == [1, 2, 3, 4, 5, 6]  # the second directory goes on where the first ended
     assert config["lr"] == "0.1"
     assert result.checkpoint.path in str(artifacts)
 
@@ -176,16 +315,49 @@ def wandb_records(path):
             whole = b""
 
 
-def test_wandb_without_a_key_is_an_error_where_it_is_made(monkeypatch, tmp_path):
+IN_TERMINAL = """
+import holdfast, sys
+from holdfast.tracking import WandbCallback
+
+for options in ({"project": "p"}, {"id": "mine"}, {"projct": "p"}, {"config": "file.yaml"}):
+    try:
+        WandbCallback(**options)
+    except holdfast.ConfigurationError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("settings", ["", "mode = offline"])
+def test_wandb_without_a_key_is_an_error_where_it_is_made_and_asks_no_terminal(settings, tmp_path):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(train.ConfigurationError, match="WANDB_API_KEY"):
-        tracking.WandbCallback(project="project")
-    with pytest.raises(train.ConfigurationError, match="leave it out"):
-        tracking.WandbCallback(id="mine")
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text(f"[default]\n{settings}\n")  # `wandb offline` writes this
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", IN_TERMINAL],
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+                "HOME": str(tmp_path),
+                "TERM": "xterm",
+            },
+            cwd=tmp_path,
+            stdin=theirs,
+            stderr=theirs,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=True,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    said = done.stdout.splitlines()
+    if not settings:
+        assert "WANDB_API_KEY" in said.pop(0)
+    assert "leave it out" in said[0]
+    assert "'projct'" in said[1]
+    assert "config must be a dict" in said[2]
 
 
 def test_a_directory_that_is_none_is_refused():

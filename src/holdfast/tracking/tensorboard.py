@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import time
@@ -19,9 +20,9 @@ from holdfast.tracking.tracker import Ending, Tracker, import_library
 class TensorBoardCallback(TrackerCallback):
     """Writes event files for TensorBoard: `tensorboard --logdir LOG_DIR`.
 
-    Each run has a directory there, its name with the first letters of its id, so that a resumed run goes on in it. Steps that are made again
-    after a failure replace those of before. A checkpoint's path is a text under `checkpoint`, and the `train_loop_config` is on the
-    HParams page.
+    Each run has a directory there, its name with the first letters of its id, so that a resumed run goes on in it. Where an attempt begins
+    again at an earlier step, what lies at that step and after it is replaced. A checkpoint's path is a text under `checkpoint`, and the
+    `train_loop_config` is on the HParams page.
     """
 
     name = "TensorBoard"
@@ -72,10 +73,9 @@ class _EventFile(Tracker):
         self._session_start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._summary = summary_pb2.Summary
         self._metadata = summary_pb2.SummaryMetadata
-        self._last_step: int | None = None
-        # TensorBoard reads what has this in its name, in the order of the names.
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = RecordWriter(open(directory / name, "xb"))  # noqa: SIM115 - `finish` closes it
+        self._attempt: int | None = None
+        self._records = io.BytesIO()
+        self._writer = RecordWriter(self._records)
         self._write(self._event(wall_time=time.time(), file_version="brain.Event:2"))
         start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
         for key, value in parameters.items():
@@ -94,15 +94,21 @@ class _EventFile(Tracker):
                 tensor=metadata.NULL_TENSOR,
             )
         )
-        self._writer.flush()
+        # TensorBoard reads what has this in its name, in the order of the names.
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = open(directory / name, "xb", buffering=0)  # noqa: SIM115 - `finish` closes it, or what goes wrong
+        self._flush()
 
     def log(self, entries: Sequence[Entry]) -> None:
-        """Writes and flushes them; a step that was there before replaces it and all later ones."""
+        """Writes them.
+
+        The first of an attempt begins a session: TensorBoard forgets what it has at its step and later ones, of all tags. Within an attempt
+        a step that comes twice is no sign of that; two metrics may be reported by themselves there.
+        """
         for entry in entries:
-            if self._last_step is None or entry.step <= self._last_step:
-                start = self._event(wall_time=entry.time_s, step=entry.step, session_log=self._session_start)
-                self._write(start)
-            self._last_step = entry.step
+            if entry.attempt != self._attempt:
+                self._attempt = entry.attempt
+                self._write(self._event(wall_time=entry.time_s, step=entry.step, session_log=self._session_start))
             for name, number in entry.numbers.items():
                 self._write(self._event_of(entry.time_s, entry.step, tag=name, simple_value=number))
             texts = {name: text for name, text in entry.metrics.items() if isinstance(text, str)}
@@ -110,11 +116,11 @@ class _EventFile(Tracker):
                 texts["checkpoint"] = entry.checkpoint
             for name, text in texts.items():
                 self._write(self._text(entry, name, text))
-        self._writer.flush()
+        self._flush()
 
     def finish(self, ending: Ending) -> None:
         """Closes the file."""
-        self._writer.close()
+        self._file.close()
 
     def _text(self, entry: Entry, name: str, text: str) -> Any:
         from tensorboard.compat.proto import tensor_pb2, types_pb2
@@ -130,3 +136,19 @@ class _EventFile(Tracker):
 
     def _write(self, event: Any) -> None:
         self._writer.write(event.SerializeToString())
+
+    def _flush(self) -> None:
+        """Puts the records into the file.
+
+        A full disk may leave a part of one there, behind which nobody reads: the file is closed, and what is opened anew is another, whose
+        first session replaces what this one has of it.
+        """
+        try:
+            rest = self._records.getvalue()
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except BaseException:
+            self._file.close()
+            raise
+        self._records.seek(0)
+        self._records.truncate()

@@ -24,7 +24,12 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, entries: Sequence[Entry]) -> None:
-        """Takes some reports, one or more, in their order."""
+        """Takes some reports, one or more, in their order.
+
+        Raises:
+            OSError: It is away: this tracker is not used any more, and the one that is opened next gets the same reports.
+            Exception: It refuses them; they are left out.
+        """
 
     @abstractmethod
     def finish(self, ending: Ending) -> None:

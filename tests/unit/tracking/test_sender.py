@@ -11,10 +11,11 @@ from support.waiting import LIMIT_S
 class Recorder(Tracker):
     """Takes everything but the steps that it refuses, once it may."""
 
-    def __init__(self, refuses=(), may=None):
+    def __init__(self, refuses=(), may=None, refusal=ValueError):
         self.steps = []
         self.endings = []
         self.refuses = refuses
+        self.refusal = refusal
         self.may = may or threading.Event()
         self.reached = threading.Event()
         if may is None:
@@ -25,7 +26,7 @@ class Recorder(Tracker):
         self.may.wait(LIMIT_S)
         for entry in entries:
             if entry.step in self.refuses:
-                raise ConnectionError(f"refused {entry.step}")
+                raise self.refusal(f"refused {entry.step}")
             self.steps.append(entry.step)
 
     def finish(self, ending):
@@ -60,12 +61,14 @@ def test_nobody_waits_for_a_tracker_that_does_not_answer(caplog):
     for step in range(1, 20):
         sender.send(entry(step))
     sender.finish(Ending.FAILED, 0.01)
-    assert len(warnings(caplog)) == 1
-    assert "5 reports wait" in warnings(caplog)[0]
+    first, end = warnings(caplog)
+    assert "5 reports wait" in first
+    assert "lacks 20 reports" in end
     gate.set()
     sender.finish(Ending.FAILED, LIMIT_S)
-    assert recorder.steps == [0, 1, 2, 3, 4, 5]
+    assert recorder.steps == [0, 1, 2, 3, 4]
     assert recorder.endings == [Ending.FAILED]
+    assert "lacks 15 reports" in warnings(caplog)[-1]
 
 
 def test_the_end_waits_no_longer_than_it_may(caplog):
@@ -79,7 +82,7 @@ def test_the_end_waits_no_longer_than_it_may(caplog):
     sender.finish(Ending.SUCCEEDED, LIMIT_S)
 
 
-def test_a_failure_is_told_once_and_the_next_reports_are_tried(caplog):
+def test_what_is_refused_is_told_of_at_once_and_counted_and_the_next_reports_are_tried(caplog):
     recorder = Recorder(refuses=(0, 1))
     sender = Sender("it", lambda: recorder)
     for step in range(4):
@@ -88,28 +91,73 @@ def test_a_failure_is_told_once_and_the_next_reports_are_tried(caplog):
         assert recorder.reached.wait(LIMIT_S)  # each alone
     sender.finish(Ending.SUCCEEDED, LIMIT_S)
     assert recorder.steps == [2, 3]
-    assert len(warnings(caplog)) == 1
-    assert "refused 0" in warnings(caplog)[0]
+    first, end = warnings(caplog)
+    assert "ValueError: refused 0" in first
+    assert "lacks 2 reports" in end
 
 
-def test_a_tracker_that_cannot_be_opened_is_tried_again(caplog):
+def test_a_tracker_that_cannot_be_opened_is_tried_again_with_what_waits(caplog):
     recorder, tries = Recorder(), []
-    opened = threading.Event()
 
     def open_tracker():
         tries.append(None)
-        opened.set()
-        if len(tries) == 1:
-            raise ConnectionError("nobody there")
+        if len(tries) < 4:
+            raise ValueError("nobody there")
         return recorder
 
-    sender = Sender("it", open_tracker)
+    sender = Sender("it", open_tracker, first_pause_s=0.001)
     sender.send(entry(0))
-    assert opened.wait(LIMIT_S)
+    sender.send(entry(1))
+    assert recorder.reached.wait(LIMIT_S)
+    sender.finish(Ending.SUCCEEDED, LIMIT_S)
+    assert recorder.steps == [0, 1]
+    assert len(tries) == 4
+    (warning,) = warnings(caplog)  # nothing is missing, so the end has nothing to tell
+    assert "nobody there" in warning
+
+
+def test_a_tracker_that_goes_away_is_opened_anew_and_gets_what_it_did_not_take(caplog):
+    away, back = Recorder(refuses=(1,), refusal=ConnectionResetError), Recorder()
+    opened = iter([away, back])
+    sender = Sender("it", lambda: next(opened), first_pause_s=0.001)
+    sender.send(entry(0))
+    assert away.reached.wait(LIMIT_S)
+    sender.send(entry(1))
+    assert back.reached.wait(LIMIT_S)
+    sender.send(entry(2))
+    sender.finish(Ending.SUCCEEDED, LIMIT_S)
+    assert (away.steps, back.steps[-2:]) == ([0], [1, 2])
+    assert (away.endings, back.endings) == ([], [Ending.SUCCEEDED])
+    (warning,) = warnings(caplog)
+    assert "ConnectionResetError: refused 1" in warning
+
+
+def test_one_that_stays_away_is_tried_a_last_time_at_the_end(caplog):
+    tries, tried = [], threading.Event()
+
+    def open_tracker():
+        tries.append(None)
+        tried.set()
+        raise ConnectionRefusedError("nobody there")
+
+    sender = Sender("it", open_tracker, first_pause_s=LIMIT_S * 10)
+    sender.send(entry(0))
+    assert tried.wait(LIMIT_S)
+    sender.send(entry(1))
+    sender.finish(Ending.SUCCEEDED, LIMIT_S)  # the pause ends with it
+    assert len(tries) in (1, 2)  # one, where the end came before it had failed
+    _, end = warnings(caplog)
+    assert "lacks 2 reports" in end
+    assert "nobody there" in end
+
+
+def test_a_call_that_does_not_come_back_is_told_of_while_it_goes_on(caplog):
+    gate = threading.Event()
+    sender = Sender("it", lambda: Recorder(may=gate), slow_s=0.01)
+    sender.send(entry(0))
     while not warnings(caplog):
         threading.Event().wait(0.01)
-    sender.send(entry(1))
+    gate.set()
     sender.finish(Ending.SUCCEEDED, LIMIT_S)
-    assert recorder.steps == [1]
-    assert len(warnings(caplog)) == 1
-    assert "nobody there" in warnings(caplog)[0]
+    (warning,) = warnings(caplog)
+    assert "has not answered for 0.01 s" in warning
