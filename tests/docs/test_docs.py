@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,13 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def programs(*, in_a_bucket: bool) -> Iterator[tuple[Block, str]]:
-    """Each python block with those that it builds on."""
+    """The python blocks that stand alone, and of those that build on each other the last, with all before it."""
     for page in PAGES:
+        found = [each for each in blocks(page) if each.language == "python" and each.in_a_bucket is in_a_bucket]
         source = ""
-        for block in blocks(page):
-            if block.language == "python" and block.in_a_bucket is in_a_bucket:
-                source = f"{source}\n{block.body}" if block.continues else block.body
+        for block, following in zip_longest(found, found[1:]):
+            source = f"{source}\n{block.body}" if block.continues else block.body
+            if following is None or not following.continues:
                 yield block, source
 
 
