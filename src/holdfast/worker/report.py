@@ -83,36 +83,38 @@ def report(
     task = _validation_task(state, validation)
     check_member("report(checkpoint_upload_mode=...)", checkpoint_upload_mode, CheckpointUploadMode)
     waits = checkpoint_upload_mode is not CheckpointUploadMode.ASYNC
-    encoded = encode_metrics(metrics)
-    if state.job.score_attribute is not None:
-        score_of(decode_metrics(encoded), state.job.score_attribute)
+    encoded = _encoded(state, metrics)
     state.catch_up()
     # A name of the user's may be taken, which is an error of this call.
     asks_ahead = checkpoint is not None and not waits and checkpoint_dir_name is None and checkpoint_upload_fn is None
     asked = state.channel.ask_ahead(protocol.AdmissionCall(state.next_report)) if asks_ahead else None
-    if checkpoint is None:
-        question = protocol.ReportCall(state.next_report, encoded, waits=waits)
-    else:
-        question = _with_checkpoint(
+    call = protocol.ReportCall(state.next_report, encoded, waits=waits)
+    if checkpoint is not None:
+        call = _with_checkpoint(
             state,
-            encoded,
+            call,
             checkpoint,
             checkpoint_dir_name,
             checkpoint_upload_mode,
             delete_local_checkpoint_after_upload,
             checkpoint_upload_fn,
         )
-    if task is not None:
-        question = msgspec.structs.replace(question, validation=task)
+    if task is not None or state.ignores_checkpoint:
+        call = msgspec.structs.replace(call, validation=task, ignores_checkpoint=state.ignores_checkpoint)
     if state.saved_into is not None:
-        question = _with_state(state, question)
-    if state.ignores_checkpoint:
-        question = msgspec.structs.replace(question, ignores_checkpoint=True)
+        call = _with_state(state, call)
     if not waits:
-        return _go_on(state, question, asked)
+        return _go_on(state, call, asked)
     _count(state)
-    answer = state.take(state.channel.ask(question))
+    answer = state.take(state.channel.ask(call))
     return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
+
+
+def _encoded(state: WorkerState, metrics: Mapping[str, Any]) -> bytes:
+    encoded = encode_metrics(metrics)
+    if state.job.score_attribute is not None:
+        score_of(decode_metrics(encoded), state.job.score_attribute)
+    return encoded
 
 
 def _count(state: WorkerState) -> None:
@@ -191,7 +193,7 @@ def _with_state(state: WorkerState, call: protocol.ReportCall) -> protocol.Repor
 
 def _with_checkpoint(
     state: WorkerState,
-    encoded: bytes,
+    call: protocol.ReportCall,
     checkpoint: Checkpoint,
     name: str | None,
     mode: CheckpointUploadMode,
@@ -241,8 +243,7 @@ def _with_checkpoint(
         shard = _stage_local(checkpoint, state.job.rank, adopt=adopt, remove=remove)
         if ours:
             remember_size(state, shard)
-    waits = mode is not CheckpointUploadMode.ASYNC
-    return protocol.ReportCall(state.next_report, encoded, shard, name, in_place, waits)
+    return msgspec.structs.replace(call, shard=shard, name=name, in_place=in_place)
 
 
 def _is_stored(path: str) -> bool:
