@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NoReturn
+
 from holdfast import collective as collective
 from holdfast.checkpoint import Checkpoint as Checkpoint
 from holdfast.config import CheckpointConfig as CheckpointConfig
@@ -47,6 +49,7 @@ from holdfast.errors import WaitTimeoutError as WaitTimeoutError
 from holdfast.errors import WorkerDiedError as WorkerDiedError
 from holdfast.errors import WorkerGroupError as WorkerGroupError
 from holdfast.errors import WorkerStartError as WorkerStartError
+from holdfast.former import no_such_name
 from holdfast.reported import CheckpointStatus as CheckpointStatus
 from holdfast.reported import ReportedCheckpoint as ReportedCheckpoint
 from holdfast.result import Result as Result
@@ -65,3 +68,9 @@ from holdfast.worker.report import report as report
 from holdfast.worker.staging_directory import staging_directory as staging_directory
 
 __version__ = "0.1.0"
+
+
+if not TYPE_CHECKING:  # which would take any name for there
+
+    def __getattr__(name: str) -> NoReturn:
+        raise no_such_name(__name__, name)

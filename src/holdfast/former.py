@@ -1,6 +1,6 @@
-"""Names that Ray Train's classes once took: whoever gives one is told what to do here.
+"""Names that Ray Train has, or its classes once took: whoever uses one is told what to do here.
 
-They stand in no signature. A call with one of them ends in an error that says more than that it is unexpected; None, which stood for "not
+Arguments stand in no signature. A call with one of them ends in an error that says more than that it is unexpected; None, which stood for "not
 given", is taken for that.
 """
 
@@ -54,6 +54,45 @@ _REMEDIES: Final[Mapping[str, Mapping[str, str]]] = {
         "local_dir": "give storage_path=",
     },
 }
+
+
+_NO_DATASETS: Final = (
+    "load the data in the training function; holdfast.torch.prepare_data_loader gives each rank its part"
+)
+_GET_MODEL: Final = (
+    "report with RayTrainReportCallback, whose get_model(checkpoint) reads the model; docs/{page}.md shows it"
+)
+# By module and name: what to do instead.
+_NAMES: Final[Mapping[str, Mapping[str, str]]] = {
+    "holdfast": {
+        "get_dataset_shard": _NO_DATASETS,
+        "DataConfig": _NO_DATASETS,
+        "SyncConfig": "what is reported goes to storage_path at once; leave it out",
+        "LoggingConfig": "what workers print is always kept below the run, in .holdfast/logs; leave it out",
+        "session": "its functions are here: holdfast.report, holdfast.get_checkpoint, holdfast.get_context",
+    },
+    "holdfast.torch": {
+        "TorchCheckpoint": "save with torch.save into a directory, and report Checkpoint.from_directory(directory)",
+        "accelerate": "use torch.amp, or Accelerate (docs/accelerate.md)",
+        "prepare_optimizer": "use the optimizer as it is, with torch.amp.GradScaler for mixed precision",
+        "backward": "call loss.backward(), with torch.amp.GradScaler for mixed precision",
+    },
+    "holdfast.xgboost": {"XGBoostCheckpoint": _GET_MODEL.format(page="trees")},
+    "holdfast.lightgbm": {"LightGBMCheckpoint": _GET_MODEL.format(page="trees")},
+    "holdfast.tensorflow": {
+        "TensorflowCheckpoint": "report with holdfast.tensorflow.keras.ReportCheckpointCallback, whose get_model(checkpoint) reads the "
+        "model; docs/keras.md shows it"
+    },
+}
+
+
+def no_such_name(module: str, name: str) -> Exception:
+    """What a module raises for a name that it has not; of Ray Train's it says what to do instead."""
+    remedy = _NAMES.get(module, {}).get(name)
+    if remedy is None:
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    # An AttributeError would become another error, without its text, where the name is imported from the module.
+    return ImportError(f"{module}.{name} is not there: {remedy}", name=module)
 
 
 def knows_former_arguments(cls: type[T]) -> type[T]:

@@ -179,7 +179,13 @@ def _check_run(config: RunConfig) -> None:
         check_place(config.storage_path, config.storage_filesystem, config.storage_options)
     for callback in config.callbacks or ():
         if not isinstance(callback, UserCallback):
-            raise ConfigurationError(f"RunConfig.callbacks: {callback!r} does not derive from holdfast.UserCallback")
+            is_class = isinstance(callback, type)
+            remedy = (
+                f"is a class; pass an instance, {callback.__name__}(...)"
+                if is_class
+                else "does not derive from holdfast.UserCallback"
+            )
+            raise ConfigurationError(f"RunConfig.callbacks: {callback!r} {remedy}")
 
 
 def _generated_name(function: Callable[..., Any]) -> str:

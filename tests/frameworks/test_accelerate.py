@@ -140,7 +140,7 @@ def fit(tmp_path: Path, name: str, **config: Any) -> train.Result:
     ).fit()
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["ddp", "fsdp2"])
 def test_a_rank_killed_in_mid_epoch_changes_nothing(sharded: bool, tmp_path: Path) -> None:
     calm = fit(tmp_path, "calm", sharded=sharded, killed_at=None)
     hit = fit(tmp_path, "hit", sharded=sharded, killed_at=8)

@@ -24,6 +24,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "jax_orbax.py"
 EPOCHS = 5
 
 
+@pytest.mark.slow  # the page's example and the job below show the same in less time
 def test_the_example(tmp_path):
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), "--storage", str(tmp_path / "storage")],

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -352,3 +353,16 @@ def test_a_function_in_this_process_leaves_no_variable_behind(tmp_path: Path) ->
     ).fit()
     assert result.return_value["task"] == {"type": "worker", "index": 0}
     assert "TF_CONFIG" not in os.environ
+
+
+@pytest.mark.parametrize(("replicas", "warns"), [(1, True), (2, False)])
+def test_workers_that_train_each_a_model_of_its_own_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, replicas: int, warns: bool
+) -> None:
+    from holdfast.tensorflow import keras as callback
+
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 2)
+    monkeypatch.setattr(callback, "get_context", lambda: context)
+    model = SimpleNamespace(distribute_strategy=SimpleNamespace(num_replicas_in_sync=replicas))
+    callback._warn_of_lone_training(model)
+    assert ("each of the 2 workers trains a model of its own" in caplog.text) == warns

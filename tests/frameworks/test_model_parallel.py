@@ -196,7 +196,7 @@ def plain(tmp_path_factory):
 
 
 @needs("deepspeed")
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3])
 def test_zero_comes_back_after_a_kill(stage, plain, tmp_path):
     marker = str(tmp_path / "killed")
     result = fit(zero, tmp_path, "run", failures=1, stage=stage, steps=STEPS + 2, killed_at=KILLED_AT, marker=marker)

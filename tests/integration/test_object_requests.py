@@ -44,7 +44,11 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+# Nine seconds each, nearly all of them of waiting.
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("read", "parts", "list-all") else pytest.param(name, marks=pytest.mark.slow) for name in CALLS],
+)
 def test_who_waits_for_a_silent_server_is_let_go_when_the_end_is_to_come_at_once(
     store: Store, proxy: Proxy, tmp_path: Path, name: str
 ) -> None:

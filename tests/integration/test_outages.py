@@ -32,7 +32,7 @@ def reports(config):
         Path(config["base"], f"step-{step}").touch()
 
 
-@pytest.mark.parametrize("mode", ["SYNC", "ASYNC"])
+@pytest.mark.parametrize("mode", ["SYNC", pytest.param("ASYNC", marks=pytest.mark.slow)])
 def test_a_run_waits_for_a_bucket_that_is_away_and_says_so(
     server: S3Server, proxy: Proxy, bucket: str, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:

@@ -93,7 +93,7 @@ def test_one_that_changes_while_it_is_on_its_way_fails_the_upload(store: Store, 
         uploader.close()
 
 
-@pytest.mark.parametrize("lost", ["answers", "requests"])
+@pytest.mark.parametrize("lost", ["answers", pytest.param("requests", marks=pytest.mark.slow)])
 def test_answers_that_are_lost_are_found_out_about(store: Store, proxy: Proxy, source: Path, lost: str) -> None:
     if lost == "answers":
         proxy.fail(Fault("PUT", "run/f0", times=5, loses_answer=True))

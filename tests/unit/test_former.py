@@ -33,6 +33,18 @@ def test_a_former_argument_is_told_what_to_do_instead(make: Callable[[], Any], r
         make()
 
 
+def test_a_name_of_ray_trains_says_what_to_do_instead() -> None:
+    with pytest.raises(
+        ImportError, match=r"holdfast\.get_dataset_shard is not there: load the data in the training function"
+    ):
+        train.get_dataset_shard("train")
+    with pytest.raises(ImportError, match=r"XGBoostCheckpoint is not there: .*get_model"):
+        from holdfast.xgboost import XGBoostCheckpoint  # noqa: F401
+    with pytest.raises(ImportError, match=r"TorchCheckpoint is not there"):
+        from holdfast.torch import TorchCheckpoint  # noqa: F401
+    assert not hasattr(train, "nothing_of_anybodys")
+
+
 def test_none_stood_for_not_given() -> None:
     assert CheckpointConfig(checkpoint_frequency=None, num_to_keep=2) == CheckpointConfig(2)  # type: ignore[call-arg]
     DataParallelTrainer(print, resume_from_checkpoint=None)  # type: ignore[call-arg]

@@ -139,6 +139,7 @@ class ReportCheckpointCallback:
             self._next_epoch = int(epoch) + (event == "epoch_end")
         if event == "train_begin":
             self._has_trained = False
+            _warn_of_lone_training(self.model)
         elif event == "epoch_begin":
             self._has_trained, self._was_validated = True, False
         elif event == "test_end":
@@ -184,6 +185,19 @@ class ReportCheckpointCallback:
                 yield Checkpoint.from_directory(directory)
         if not is_first:
             yield None
+
+
+def _warn_of_lone_training(model: Any) -> None:
+    """Says so where TensorFlow trains a model of its own on each worker, of which rank 0's alone would be kept."""
+    context = get_context()
+    strategy = getattr(model, "distribute_strategy", None)
+    trains_alone = strategy is not None and strategy.num_replicas_in_sync < context.get_world_size()
+    if trains_alone and context.get_world_rank() == 0:
+        _LOG.warning(
+            "each of the %d workers trains a model of its own, and rank 0's is kept: make the model in the scope of "
+            "tf.distribute.MultiWorkerMirroredStrategy(), or take ScalingConfig(num_workers=1)",
+            context.get_world_size(),
+        )
 
 
 def _events(argument: str, names: str | Sequence[str]) -> frozenset[str]:

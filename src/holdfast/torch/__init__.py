@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from holdfast.former import no_such_name
 from holdfast.torch.config import TorchConfig as TorchConfig
 from holdfast.torch.trainer import TorchTrainer as TorchTrainer
 
@@ -46,7 +47,7 @@ _LAZY = {
 def __getattr__(name: str) -> object:
     module = _LAZY.get(name)
     if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise no_such_name(__name__, name)
     import importlib
 
     from holdfast.torch.config import check_installed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from holdfast.former import no_such_name
 from holdfast.xgboost.config import XGBoostConfig as XGBoostConfig
 from holdfast.xgboost.trainer import XGBoostTrainer as XGBoostTrainer
 
@@ -19,7 +20,7 @@ __all__ = ["EarlyStopping", "RayTrainReportCallback", "XGBoostConfig", "XGBoostT
 
 def __getattr__(name: str) -> object:
     if name not in ("EarlyStopping", "RayTrainReportCallback"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise no_such_name(__name__, name)
     from holdfast.xgboost.config import check_installed
 
     check_installed()
