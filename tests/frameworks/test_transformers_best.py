@@ -22,8 +22,8 @@ from support.transformers_job import digits, small_model
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def fit(tmp_path: Path, output_dir: str, *, fails_at: int = 0, **others: Any) -> train.Result:
-    """Trains four steps, of which the first is the best, or fails on the way."""
+def fit(tmp_path: Path, output_dir: str, *, fails_at: int = 0, ties: bool = False, **others: Any) -> train.Result:
+    """Trains four steps, of which the first is the best, or all are alike, or fails on the way."""
 
     def work() -> dict[str, Any]:
         from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -55,7 +55,7 @@ def fit(tmp_path: Path, output_dir: str, *, fails_at: int = 0, **others: Any) ->
             arguments,
             train_dataset=digits(0, 32),
             eval_dataset=digits(32, 40),
-            compute_metrics=lambda _: {"left": arguments.max_steps - trainer.state.global_step},
+            compute_metrics=lambda _: {"left": 1 if ties else arguments.max_steps - trainer.state.global_step},
             callbacks=[Fail(), ReportCallback()],
         )
         if checkpoint := train.get_checkpoint():
@@ -103,3 +103,14 @@ def test_a_best_model_that_nobody_has_kept_is_told_of(tmp_path: Path, caplog: py
     assert left["best"] is None
     assert "best model so far, of step 1, is neither at" in caplog.text
     assert "checkpoint_score_attribute" in caplog.text
+
+
+@pytest.mark.slow
+def test_of_equals_that_which_the_run_has_kept_is_the_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    newest = CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="eval_left")
+    with pytest.raises(train.WorkerGroupError):
+        fit(tmp_path, "here", fails_at=3, ties=True, checkpoint_config=newest)
+    shutil.rmtree(tmp_path / "here")
+    left = fit(tmp_path, "there", ties=True, checkpoint_config=newest).return_value
+    assert left["best"] == str(tmp_path / "there" / "checkpoint-3")
+    assert "is neither at" not in caplog.text

@@ -38,13 +38,32 @@ def bring_best(args: TrainingArguments, state: TrainerState, name: str) -> None:
     step = getattr(state, "best_global_step", None)  # since 4.50
     if not args.load_best_model_at_end or not step:
         return
-    own = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+    # The same on every rank, on whatever machine: rank 0 looks.
+    is_first = get_context().get_world_rank() == 0
+    step = collective.broadcast_from_rank_zero(_step_of_best(args, state, step, name) if is_first else None)
+    state.best_global_step = step
+    own = _directory(args, step)
     is_there = os.path.isdir(state.best_model_checkpoint or own) or os.path.isdir(own)
     if get_context().get_local_rank() == 0 and not is_there:
         _bring(own, step, name)
     collective.barrier()
     if not os.path.isdir(state.best_model_checkpoint or ""):
         state.best_model_checkpoint = own if os.path.isdir(own) else None
+
+
+def _directory(args: TrainingArguments, step: int) -> str:
+    return os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+
+
+def _step_of_best(args: TrainingArguments, state: TrainerState, step: int, name: str) -> int:
+    """The step of the best model that there is: of equals Transformers goes by the first, and the run may have kept another."""
+    if os.path.isdir(state.best_model_checkpoint or "") or os.path.isdir(_directory(args, step)) or _of_step(step, name):
+        return step
+    metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+    for each in reversed(get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)):
+        if state.best_metric is not None and each.metrics.get(metric) == state.best_metric:
+            return int(each.metrics["step"])
+    return step
 
 
 def _bring(own: str, step: int, name: str) -> None:
