@@ -76,7 +76,9 @@ def loop(config):
 
             plugins, strategy = [RayLightningEnvironment()], RayDDPStrategy()
         else:
-            plugins, strategy = [], "ddp"
+            from holdfast.lightning import RayDDPStrategy, RayLightningEnvironment
+
+            plugins, strategy = [RayLightningEnvironment()], RayDDPStrategy()
         trainer = pl.Trainer(
             max_epochs=epochs,
             devices="auto",
