@@ -38,7 +38,8 @@ FRAMEWORK_MEASURES: tuple[Measure, ...] = tuple(
         (
             Limit("ours_s", at_most=1, of="peer_s"),
             Limit("ours_lost_per_save_s", at_most=1, of="peer_lost_per_save_s"),
-            Limit("ours_async_lost_per_save_s", at_most=1, of="ours_lost_per_save_s"),
+            # Where both take the saving alone, they vary by as much.
+            Limit("ours_async_lost_per_save_s", at_most=1.1, of="ours_lost_per_save_s"),
             Limit("ours_mib_per_save", at_most=1, of="peer_mib_per_save"),
         ),
     )
