@@ -275,8 +275,11 @@ def test_a_score_that_no_report_carries_is_told_of_once_with_what_there_is(tmp_p
     result = run(loop, tmp_path, workers=1, checkpoint_config=kept)
     assert result.metrics["val"] == {"accuracy": 2}
     told = [each.getMessage() for each in caplog.records if "acuracy" in each.getMessage()]
-    assert len(told) == 1
+    assert len(told) == 2
     assert "checkpoint_000001" in told[0]
+    assert told[1].endswith(
+        "none of 3 checkpoints had the metric 'val/acuracy', so the newest were kept, and not the best"
+    )
     assert "its metrics: val/accuracy, loss; did you mean 'val/accuracy'?" in told[0]
 
 
@@ -289,6 +292,26 @@ def test_a_score_that_has_not_been_measured_yet_is_not_taken_for_a_misspelt_one(
     run(loop, tmp_path, workers=0, checkpoint_config=CheckpointConfig(checkpoint_score_attribute="eval_loss"))
     assert "without the metric 'eval_loss'" in caplog.text
     assert "its metrics: loss; where it is measured more seldom this is as it should be" in caplog.text
+    assert "no checkpoint had the metric 'eval_loss'" in caplog.text
+
+
+def test_a_score_that_comes_late_or_came_in_an_earlier_fit_is_not_said_to_be_missing_at_the_end(tmp_path, caplog):
+    reports = [{"train_loss": 1.0}, {"val_loss": 1.0}]
+
+    def loop():
+        for metrics in reports:
+            with tempfile.TemporaryDirectory() as directory:
+                Path(directory, "model").write_text("weights")
+                train.report(metrics, Checkpoint.from_directory(directory))
+
+    kept = CheckpointConfig(checkpoint_score_attribute="val_loss")
+    run(loop, tmp_path, workers=0, checkpoint_config=kept)
+    assert caplog.text.count("val_loss") == 1
+    assert "its metrics: train_loss; where it is measured more seldom" in caplog.text
+    caplog.clear()
+    del reports[1]
+    run(loop, tmp_path, workers=0, checkpoint_config=kept)
+    assert "val_loss" not in caplog.text
 
 
 @pytest.mark.parametrize("score", [None, float("nan")])

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from holdfast.checks import nearest
 from holdfast.controller.attempt import Attempt
 from holdfast.controller.callbacks import Callbacks
 from holdfast.controller.failure import by_cause, in_full, signal_name, summarise
 from holdfast.controller.limits import Limits
 from holdfast.controller.report_log import metrics_of
+from holdfast.controller.score_watch import ScoreWatch
 from holdfast.errors import DamagedCheckpointError, StorageError, TrainingInterrupted, WorkerDiedError, WorkerStartError
-from holdfast.metrics import decode_metrics, flatten, score_of
+from holdfast.metrics import decode_metrics
 from holdfast.persistence import layout
 from holdfast.persistence.logs import append_text
 from holdfast.persistence.right_of_way import never_preempting
@@ -42,7 +42,6 @@ logger = logging.getLogger("holdfast")
 _FALSE_STARTS = 5
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
-_SHOWN_NAMES = 20
 
 
 @dataclass
@@ -106,13 +105,17 @@ class Controller:
         self._open_checkpoint = open_checkpoint
         self._origin = origin
         self._failure_config = failure_config
-        self._score = checkpoint_config.checkpoint_score_attribute
         self._limits = limits
         self._callbacks = callbacks
         self._validations = make_validations(self._validation_settled) if make_validations is not None else None
+        self._scores = ScoreWatch(
+            checkpoint_config.checkpoint_score_attribute,
+            writer.checkpoints(),
+            may_come=self._validations is not None,
+            tell=observer.message,
+        )
         self._attempt: Attempt | None = None
         self._outcome = Outcome()
-        self._told_score = False
         self._begin: str | None = None
         self._told_forgotten = False
         self._signals = 0
@@ -134,7 +137,9 @@ class Controller:
         After success it waits for the validations that are open; otherwise they are left to the next driver.
         """
         with never_preempting():
-            return self._run()
+            outcome = self._run()
+            self._scores.close()
+            return outcome
 
     def _run(self) -> Outcome:
         validations = self._validations
@@ -285,7 +290,7 @@ class Controller:
                 self._writer.submit(self._origin.let_go)
             seconds = time.monotonic() - meeting.since
             self._observer.committed(
-                checkpoint.name, checkpoint.size_bytes, seconds, self._score_of(checkpoint, metrics[0])
+                checkpoint.name, checkpoint.size_bytes, seconds, self._scores.score_of(checkpoint, metrics[0])
             )
         if not self._callbacks:
             return
@@ -304,29 +309,6 @@ class Controller:
             self._observer.message(
                 f"the function did not ask for {begin} (holdfast.get_checkpoint()) before its first report: it trains from the beginning"
             )
-
-    def _score_of(self, checkpoint: CommittedCheckpoint, metrics: bytes) -> float | None:
-        """What ranks it; the first time that there is nothing of that name a warning says what there is."""
-        if self._score is None:
-            return None
-        found = decode_metrics(metrics)
-        score = score_of(found, self._score)
-        # A validation may bring it, yet or for others than this one, and tells of it where it does not.
-        may_come = self._validations is not None
-        if score is None and not may_come and not self._told_score and self._score not in (flat := flatten(found)):
-            self._told_score = True
-            near = nearest(self._score, flat)
-            # Of "loss" and "eval_loss" the one is no slip for the other: it is measured more seldom, and may come yet.
-            is_slip = near is not None and not self._score.endswith((f"_{near}", f"/{near}", f"-{near}"))
-            hint = (
-                f"; did you mean {near!r}?" if is_slip else "; where it is measured more seldom this is as it should be"
-            )
-            names = ", ".join(list(flat)[:_SHOWN_NAMES]) + (", …" if len(flat) > _SHOWN_NAMES else "")
-            self._observer.message(
-                f"{checkpoint.name} was reported without the metric {self._score!r} (CheckpointConfig.checkpoint_score_attribute), so it "
-                f"ranks below all that have it; its metrics: {names or 'none'}{hint}"
-            )
-        return score
 
     def _validation_settled(self) -> None:
         if self._attempt is not None:

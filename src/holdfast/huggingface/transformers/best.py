@@ -40,8 +40,8 @@ def bring_best(args: TrainingArguments, state: TrainerState, name: str) -> None:
         return
     # The same on every rank, on whatever machine: rank 0 looks.
     is_first = get_context().get_world_rank() == 0
-    step = collective.broadcast_from_rank_zero(_step_of_best(args, state, step, name) if is_first else None)
-    state.best_global_step = step
+    found = collective.broadcast_from_rank_zero(_step_of_best(args, state, step, name) if is_first else None)
+    state.best_global_step = step = found if found is not None else step
     own = _directory(args, step)
     is_there = os.path.isdir(state.best_model_checkpoint or own) or os.path.isdir(own)
     if get_context().get_local_rank() == 0 and not is_there:
@@ -57,7 +57,11 @@ def _directory(args: TrainingArguments, step: int) -> str:
 
 def _step_of_best(args: TrainingArguments, state: TrainerState, step: int, name: str) -> int:
     """The step of the best model that there is: of equals Transformers goes by the first, and the run may have kept another."""
-    if os.path.isdir(state.best_model_checkpoint or "") or os.path.isdir(_directory(args, step)) or _of_step(step, name):
+    if (
+        os.path.isdir(state.best_model_checkpoint or "")
+        or os.path.isdir(_directory(args, step))
+        or _of_step(step, name)
+    ):
         return step
     metric = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
     for each in reversed(get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)):
