@@ -73,6 +73,10 @@ class LocalStore(Store):
                 f"Cannot use {self._root!r} for storage: it, or a directory above it, is a file; "
                 f"choose another storage_path"
             ) from error
+        except FileNotFoundError as error:  # of a file system that makes none, such as /proc
+            raise StorageError(
+                f"Cannot make the directory {self._root!r} for storage ({os.strerror(error.errno or 0)}); choose another storage_path"
+            ) from error
         except OSError as error:
             raise storage_error("make the directory", self._root, error) from error
         # Permission bits do not tell (root ignores them, access lists override them): only writing does.

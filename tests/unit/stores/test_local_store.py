@@ -156,6 +156,11 @@ def test_prepare_says_what_is_wrong_with_a_place(tmp_path: Path, small_disk: Pat
             LocalStore(read_only).prepare()
 
 
+def test_a_place_where_no_directory_can_be_made_says_what_to_do() -> None:
+    with pytest.raises(StorageError, match=r"/proc/nothing/run' for storage .*choose another storage_path"):
+        LocalStore("/proc/nothing/run").prepare()
+
+
 def test_deep_trees_are_removed(store: LocalStore) -> None:
     deep = "/".join(["d"] * 1050)  # deeper than the stack of a recursive walk
     store.make_directory(deep)
