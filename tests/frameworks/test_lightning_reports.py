@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ STRIDES = {
         {"every_n_train_steps": 2},
         {"accumulate_grad_batches": 2, "val_check_interval": 4},
         [(2, 2, True), (3, None, False), (4, None, True), (6, None, True)],
+    ),
+    # After every batch, but a rank does not know that of the others.
+    "validations by the clock": (
+        {"every_n_train_steps": 3},
+        {"val_check_interval": timedelta(microseconds=1)},
+        [(3, None, True), (6, 6, True), (9, None, True), (12, 12, True)],
     ),
 }
 
