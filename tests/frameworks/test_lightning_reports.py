@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,34 @@ def test_a_report_has_no_metrics_of_other_weights(case: str, tmp_path: Path) -> 
         # The mean over an epoch, and what the model logs at its end, belong to its end.
         at_end = metrics["step"] % (3 if "accumulated" in case else BATCHES) == 0
         assert ("mean" in metrics, metrics.get("ended")) == ((True, metrics["step"]) if at_end else (False, None))
+        # Set at every batch to the same value; at an epoch's first one alone; behind a report of the same batch.
+        assert metrics["always"] == 1
+        assert "first" not in metrics
+        assert metrics.get("after", metrics["step"]) == metrics["step"]
+
+
+def test_a_metric_counts_as_set_by_what_was_done_to_it() -> None:
+    import torch
+
+    from holdfast.lightning.metrics import CurrentMetrics
+
+    place, logged = SimpleNamespace(total_batch_idx=0), {"kept": torch.tensor(1.0), "added to": torch.tensor(1.0)}
+    logged["anew"] = torch.tensor(1.0)
+    with torch.inference_mode():
+        logged["validated"] = torch.tensor(1.0)
+    current = CurrentMetrics()
+
+    def look() -> set[str]:
+        # Lightning hands out each value as a new object at every look.
+        seen: Any = {name: value.detach() for name, value in logged.items()}
+        return set(current.look(SimpleNamespace(fit_loop=place, callback_metrics=seen)))
+
+    assert look() == look() == {"kept", "added to", "anew", "validated"}
+    place.total_batch_idx = 1
+    assert look() == set()
+    logged["added to"] += 1
+    logged["anew"] = torch.tensor(1.0)
+    assert look() == look() == {"added to", "anew"}
 
 
 def test_the_best_of_a_validation_is_kept(tmp_path: Path) -> None:

@@ -94,9 +94,9 @@ class RayTrainReportCallback:
         self._schedule.begin(trainer)
         self._metrics = CurrentMetrics()
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Sees what was logged at the end of the epoch before."""
-        self._metrics.look(trainer)
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Sees what was logged with the batch before, whether it was reported or not."""
+        self._metrics.look_back(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Reports after every so many steps."""
