@@ -234,6 +234,40 @@ def test_how_far_the_next_workers_are() -> None:
     assert batches_done(6, shares(4, 8), shares(2, 8, 8)) == 0
 
 
+def test_only_one_known_order_counts_as_dealt() -> None:
+    from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+    from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
+
+    from holdfast.lightning.shares import shares_of
+
+    class OwnPart(DistributedSampler[int]):
+        """To each rank its part in one piece."""
+
+        def __iter__(self) -> Any:
+            part = len(self.dataset) // self.num_replicas  # type: ignore[arg-type]
+            return iter(range(self.rank * part, (self.rank + 1) * part))
+
+    class KnowsEpochs(Sampler[int]):
+        def set_epoch(self, epoch: int) -> None:
+            """Takes it."""
+
+        def __iter__(self) -> Any:
+            return iter(range(8))
+
+    def are_dealt(sampler: Any) -> bool:
+        loaders = SimpleNamespace(flattened=[DataLoader(data, sampler=sampler)])  # type: ignore[arg-type]
+        trainer = SimpleNamespace(world_size=2, fit_loop=SimpleNamespace(_combined_loader=loaders))
+        dealt: bool = shares_of(trainer)["are_dealt"]
+        return dealt
+
+    data, one_of_two = range(16), {"num_replicas": 2, "rank": 0}
+    assert are_dealt(DistributedSampler(data, **one_of_two))  # type: ignore[arg-type]
+    assert not are_dealt(OwnPart(data, **one_of_two))  # type: ignore[arg-type]
+    assert not are_dealt(KnowsEpochs())
+    assert not are_dealt(DistributedSamplerWrapper(RandomSampler(data), **one_of_two))
+    assert not are_dealt(None)
+
+
 def test_what_torch_will_not_load_is_told_with_the_remedy(tmp_path: Path) -> None:
     config: dict[str, Any] = {"save_hyperparameters": True, "trainer": {"max_epochs": 1}}
     fit_steps(tmp_path, "run", **config)
