@@ -40,6 +40,9 @@ class RayTrainReportCallback:
 
     CHECKPOINT_NAME = "checkpoint.ckpt"
 
+    # While it trains it may be `trainer.checkpoint_callback`, which is asked for this. A `ModelCheckpoint` that has saved nothing says so.
+    best_model_path = ""
+
     def __init__(
         self,
         checkpoint_upload_mode: CheckpointUploadMode | None = None,
