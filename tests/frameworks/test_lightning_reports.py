@@ -289,6 +289,22 @@ def test_an_older_lightning_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         RayTrainReportCallback.of(pl)
 
 
+def test_a_newer_lightning_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import lightning.pytorch as pl
+
+    from holdfast.lightning import RayTrainReportCallback
+    from holdfast.lightning.packages import _warn_of_newer
+
+    _warn_of_newer.cache_clear()
+    RayTrainReportCallback.of(pl)
+    assert not caplog.records
+    monkeypatch.setattr(pl, "__version__", "2.7.0rc1")
+    RayTrainReportCallback.of(pl)
+    RayTrainReportCallback.of(pl)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "looks into the loops of lightning.pytorch 2.6, and 2.7.0rc1 is installed" in caplog.text
+
+
 def test_names_are_those_that_users_know() -> None:
     import lightning.pytorch as pl
 
