@@ -242,6 +242,7 @@ def one_after_another(config: dict[str, Any]) -> list[str]:
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             super().on_train_epoch_end(trainer, pl_module)
+            assert trainer.checkpoint_callback.best_model_path == ""
             train.report({"mine": trainer.current_epoch})
 
     class Stops(Callback):  # type: ignore[misc]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +77,12 @@ STRIDES = {
         {"accumulate_grad_batches": 2, "val_check_interval": 4},
         [(2, 2, True), (3, None, False), (4, None, True), (6, None, True)],
     ),
+    # After every batch, but a rank does not know that of the others.
+    "validations by the clock": (
+        {"every_n_train_steps": 3},
+        {"val_check_interval": timedelta(microseconds=1)},
+        [(3, None, True), (6, 6, True), (9, None, True), (12, 12, True)],
+    ),
 }
 
 
@@ -88,6 +96,34 @@ def test_a_report_has_no_metrics_of_other_weights(case: str, tmp_path: Path) -> 
         # The mean over an epoch, and what the model logs at its end, belong to its end.
         at_end = metrics["step"] % (3 if "accumulated" in case else BATCHES) == 0
         assert ("mean" in metrics, metrics.get("ended")) == ((True, metrics["step"]) if at_end else (False, None))
+        # Set at every batch to the same value; at an epoch's first one alone; behind a report of the same batch.
+        assert metrics["always"] == 1
+        assert "first" not in metrics
+        assert metrics.get("after", metrics["step"]) == metrics["step"]
+
+
+def test_a_metric_counts_as_set_by_what_was_done_to_it() -> None:
+    import torch
+
+    from holdfast.lightning.metrics import CurrentMetrics
+
+    place, logged = SimpleNamespace(total_batch_idx=0), {"kept": torch.tensor(1.0), "added to": torch.tensor(1.0)}
+    logged["anew"] = torch.tensor(1.0)
+    with torch.inference_mode():
+        logged["validated"] = torch.tensor(1.0)
+    current = CurrentMetrics()
+
+    def look() -> set[str]:
+        # Lightning hands out each value as a new object at every look.
+        seen: Any = {name: value.detach() for name, value in logged.items()}
+        return set(current.look(SimpleNamespace(fit_loop=place, callback_metrics=seen)))
+
+    assert look() == look() == {"kept", "added to", "anew", "validated"}
+    place.total_batch_idx = 1
+    assert look() == set()
+    logged["added to"] += 1
+    logged["anew"] = torch.tensor(1.0)
+    assert look() == look() == {"added to", "anew"}
 
 
 def test_the_best_of_a_validation_is_kept(tmp_path: Path) -> None:
@@ -198,6 +234,40 @@ def test_how_far_the_next_workers_are() -> None:
     assert batches_done(6, shares(4, 8), shares(2, 8, 8)) == 0
 
 
+def test_only_one_known_order_counts_as_dealt() -> None:
+    from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+    from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
+
+    from holdfast.lightning.shares import shares_of
+
+    class OwnPart(DistributedSampler[int]):
+        """To each rank its part in one piece."""
+
+        def __iter__(self) -> Any:
+            part = len(self.dataset) // self.num_replicas  # type: ignore[arg-type]
+            return iter(range(self.rank * part, (self.rank + 1) * part))
+
+    class KnowsEpochs(Sampler[int]):
+        def set_epoch(self, epoch: int) -> None:
+            """Takes it."""
+
+        def __iter__(self) -> Any:
+            return iter(range(8))
+
+    def are_dealt(sampler: Any) -> bool:
+        loaders = SimpleNamespace(flattened=[DataLoader(data, sampler=sampler)])  # type: ignore[arg-type]
+        trainer = SimpleNamespace(world_size=2, fit_loop=SimpleNamespace(_combined_loader=loaders))
+        dealt: bool = shares_of(trainer)["are_dealt"]
+        return dealt
+
+    data, one_of_two = range(16), {"num_replicas": 2, "rank": 0}
+    assert are_dealt(DistributedSampler(data, **one_of_two))  # type: ignore[arg-type]
+    assert not are_dealt(OwnPart(data, **one_of_two))  # type: ignore[arg-type]
+    assert not are_dealt(KnowsEpochs())
+    assert not are_dealt(DistributedSamplerWrapper(RandomSampler(data), **one_of_two))
+    assert not are_dealt(None)
+
+
 def test_what_torch_will_not_load_is_told_with_the_remedy(tmp_path: Path) -> None:
     config: dict[str, Any] = {"save_hyperparameters": True, "trainer": {"max_epochs": 1}}
     fit_steps(tmp_path, "run", **config)
@@ -217,6 +287,22 @@ def test_an_older_lightning_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pl, "__version__", "2.5.5")
     with pytest.raises(train.ConfigurationError, match=r"needs lightning.pytorch 2\.6, and 2\.5\.5 is installed"):
         RayTrainReportCallback.of(pl)
+
+
+def test_a_newer_lightning_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import lightning.pytorch as pl
+
+    from holdfast.lightning import RayTrainReportCallback
+    from holdfast.lightning.packages import _warn_of_newer
+
+    _warn_of_newer.cache_clear()
+    RayTrainReportCallback.of(pl)
+    assert not caplog.records
+    monkeypatch.setattr(pl, "__version__", "2.7.0rc1")
+    RayTrainReportCallback.of(pl)
+    RayTrainReportCallback.of(pl)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "looks into the loops of lightning.pytorch 2.6, and 2.7.0rc1 is installed" in caplog.text
 
 
 def test_names_are_those_that_users_know() -> None:

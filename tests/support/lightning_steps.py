@@ -48,9 +48,15 @@ def steps(config: dict[str, Any]) -> list[int]:
             self.seen += batch[:, 0].tolist()
             loss = self.layer(batch).square().mean()
             self.log("mean", loss, on_epoch=True, on_step=False)
+            self.log("always", 1.0)
+            if batch_idx == 0:
+                self.log("first", 1.0)
             for _ in range(config.get("manual", 0)):
                 self.optimizers().step()
             return loss
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            self.log("after", float(self.trainer.global_step))
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             if not self.trainer.sanity_checking:

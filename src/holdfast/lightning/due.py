@@ -44,7 +44,7 @@ class Schedule:
         """Whether one is due before Lightning does anything else.
 
         Where a validation follows it is due after that: it has the metrics then, and a run that goes on from it has not skipped the
-        validation. After the last batch of an epoch it is due at the epoch's end: a state saved here would not know that the epoch is over.
+        validation. Where validations go by the clock it is due here: no rank knows of another whether it validates. After the last batch of an epoch it is due at the epoch's end: a state saved here would not know that the epoch is over.
         """
         self._is_owed = self._steps_have_passed(trainer.global_step) or self._is_owed
         return self._is_owed and not trainer.is_last_batch and not _validation_follows(trainer)
@@ -73,10 +73,11 @@ class Schedule:
 
 def _validation_follows(trainer: Any) -> bool:
     """Whether Lightning validates before the next batch, which it keeps to itself."""
+    # By the clock (`val_check_interval="00:10:00"`) each rank decides for itself, and later than here.
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        return False
     loop = trainer.fit_loop
-    follows = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-    # Where it goes by the clock ranks may differ, and all have to report in the same place.
-    return bool(trainer.strategy.broadcast(follows))
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
 
 def _is_last(trainer: Any) -> bool:

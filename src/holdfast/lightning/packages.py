@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -14,6 +16,9 @@ from holdfast.errors import ConfigurationError
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _FABRICS = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
 _OLDEST = (2, 6)
+_NEWEST = (2, 6)
+
+_LOG = logging.getLogger("holdfast")
 
 # From Lightning's packages, those of the process, the bases of a class.
 Bases = Callable[[Sequence[ModuleType]], tuple[type, ...]]
@@ -56,12 +61,26 @@ def report_class(packages: Sequence[ModuleType]) -> tuple[type, ...]:
         ConfigurationError: One is too old: the callback looks into the loops, which are others there.
     """
     for package in packages:
-        if tuple(int(part) for part in package.__version__.split(".")[:2]) < _OLDEST:
+        version = tuple(int(part) for part in package.__version__.split(".")[:2])
+        if version < _OLDEST:
             raise ConfigurationError(
                 f"RayTrainReportCallback needs {package.__name__} 2.6, and {package.__version__} is installed; "
                 "pip install 'lightning>=2.6,<2.7', or pytorch-lightning alike"
             )
+        if version > _NEWEST:
+            _warn_of_newer(package.__name__, package.__version__)
     return tuple(package.Callback for package in packages)
+
+
+@functools.cache
+def _warn_of_newer(name: str, version: str) -> None:
+    """Says it once in a process."""
+    _LOG.warning(
+        "RayTrainReportCallback looks into the loops of %s 2.6, and %s is installed, on which it was never tried; if training fails or "
+        "a resumed epoch goes wrong, pip install 'lightning>=2.6,<2.7', or pytorch-lightning alike",
+        name,
+        version,
+    )
 
 
 def environment_class(packages: Sequence[ModuleType]) -> tuple[type, ...]:

@@ -40,6 +40,9 @@ class RayTrainReportCallback:
 
     CHECKPOINT_NAME = "checkpoint.ckpt"
 
+    # While it trains it may be `trainer.checkpoint_callback`, which is asked for this. A `ModelCheckpoint` that has saved nothing says so.
+    best_model_path = ""
+
     def __init__(
         self,
         checkpoint_upload_mode: CheckpointUploadMode | None = None,
@@ -94,9 +97,9 @@ class RayTrainReportCallback:
         self._schedule.begin(trainer)
         self._metrics = CurrentMetrics()
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Sees what was logged at the end of the epoch before."""
-        self._metrics.look(trainer)
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Sees what was logged with the batch before, whether it was reported or not."""
+        self._metrics.look_back(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Reports after every so many steps."""

@@ -13,15 +13,19 @@ def shares_of(trainer: Any) -> dict[str, Any]:
     """To how many workers, in batches of what size, and how the data are shared out now.
 
     Returns:
-        `world_size`; `batch_sizes`, one a loader, None where it does not say; `are_dealt`: one order is dealt out to all in turn, another one
-        each epoch, as `DistributedSampler` does it.
+        `world_size`; `batch_sizes`, one a loader, None where it does not say; `are_dealt`: all have a `DistributedSampler`, which deals one
+        order out to all in turn, the same one for an epoch whenever it is asked.
     """
+    from torch.utils.data import DistributedSampler
+
     loader = trainer.fit_loop._combined_loader
     loaders = [] if loader is None else loader.flattened
     return {
         "world_size": trainer.world_size,
         "batch_sizes": [getattr(each, "batch_size", None) for each in loaders],
-        "are_dealt": all(hasattr(getattr(each, "sampler", None), "set_epoch") for each in loaders),
+        # By its exact type: one that derives from it may share out otherwise, as by length or in one piece each, and one that deals
+        # out what another sampler draws (Lightning's wrapper) has that one's order, which may be new each time.
+        "are_dealt": all(type(getattr(each, "sampler", None)) is DistributedSampler for each in loaders),
     }
 
 
