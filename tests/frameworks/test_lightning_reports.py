@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import holdfast as train
-from holdfast import CheckpointConfig
+from holdfast import CheckpointConfig, ConfigurationError
 from support.lightning_steps import BATCHES, LostError, fit_steps
 
 if importlib.util.find_spec("lightning") is None:
@@ -50,7 +50,10 @@ STRIDES = {
     "steps between validations": (
         {"every_n_train_steps": 2},
         {"val_check_interval": 3},
-        [(2, None, True), (4, None, True), (6, 6, True), (8, None, True), (10, None, True), (12, 12, True)],
+        [
+            *[(2, None, True), (3, 3, False), (4, None, True), (6, 6, True)],
+            *[(8, None, True), (9, 9, False), (10, None, True), (12, 12, True)],
+        ],
     ),
     "steps where validations are": (
         {"every_n_train_steps": 3},
@@ -70,12 +73,12 @@ STRIDES = {
     "a validation in the middle of epochs": (
         {"every_n_epochs": 2},
         {"val_check_interval": 5},
-        [(6, None, False), (12, None, True)],
+        [(5, 5, False), (6, None, False), (11, 11, False), (12, None, True)],
     ),
     "steps and accumulated gradients": (
         {"every_n_train_steps": 2},
         {"accumulate_grad_batches": 2, "val_check_interval": 4},
-        [(2, 2, True), (3, None, False), (4, None, True), (6, None, True)],
+        [(2, 2, True), (3, None, False), (4, None, True), (5, 5, False), (6, None, True)],
     ),
     # After every batch, but a rank does not know that of the others.
     "validations by the clock": (
@@ -277,6 +280,15 @@ def test_what_torch_will_not_load_is_told_with_the_remedy(tmp_path: Path) -> Non
     assert isinstance(failed.value.worker_failures[0], train.ConfigurationError)
     assert "weights_only=False to trainer.fit" in str(failed.value)
     assert fit_steps(tmp_path, "run", **config, fit={"weights_only": False}).metrics["step"] == 2 * BATCHES
+
+
+def test_the_callback_given_twice_is_refused(tmp_path: Path) -> None:
+    from holdfast.lightning.reporting import RayTrainReportCallback, _check_alone
+
+    one = RayTrainReportCallback()
+    _check_alone(SimpleNamespace(callbacks=[object(), one]))
+    with pytest.raises(ConfigurationError, match="more than once"):
+        _check_alone(SimpleNamespace(callbacks=[one, RayTrainReportCallback()]))
 
 
 def test_an_older_lightning_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

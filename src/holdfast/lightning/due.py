@@ -71,10 +71,14 @@ class Schedule:
         return step // self._every_n_steps > before // self._every_n_steps
 
 
+def goes_by_clock(trainer: Any) -> bool:
+    """Whether each rank decides by its own clock when it validates (`val_check_interval="00:10:00"`), and may be alone in that."""
+    return getattr(trainer, "_val_check_time_interval", None) is not None
+
+
 def _validation_follows(trainer: Any) -> bool:
     """Whether Lightning validates before the next batch, which it keeps to itself."""
-    # By the clock (`val_check_interval="00:10:00"`) each rank decides for itself, and later than here.
-    if getattr(trainer, "_val_check_time_interval", None) is not None:
+    if goes_by_clock(trainer):
         return False
     loop = trainer.fit_loop
     return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))

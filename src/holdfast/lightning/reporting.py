@@ -6,7 +6,8 @@ from typing import Any
 
 from holdfast.checks import check_int, check_member
 from holdfast.config import CheckpointUploadMode, ValidationTaskConfig
-from holdfast.lightning.due import Schedule
+from holdfast.errors import ConfigurationError
+from holdfast.lightning.due import Schedule, goes_by_clock
 from holdfast.lightning.metrics import CurrentMetrics
 from holdfast.lightning.ordering import put_last
 from holdfast.lightning.resuming import explain, resume_data
@@ -71,6 +72,7 @@ class RayTrainReportCallback:
         """Looks at the trainer before it trains, and goes behind its other callbacks."""
         if stage == "fit":
             check_spans_workers(trainer)
+            _check_alone(trainer)
             put_last(self, trainer)
             self._loaded_shares = None
 
@@ -107,12 +109,16 @@ class RayTrainReportCallback:
             self._report(trainer, trainer.current_epoch, with_checkpoint=True)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Sees what the validation has found, and reports it with a step that had its turn before it."""
+        """Reports what the validation has found, with a checkpoint if a step before it had its turn."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._metrics.look(trainer)
         if self._schedule.after_validation(trainer):
             self._report(trainer, trainer.current_epoch, with_checkpoint=True)
+        elif not trainer.is_last_batch and not goes_by_clock(
+            trainer
+        ):  # the end of an epoch reports it, and so may one rank alone
+            self._report(trainer, trainer.current_epoch, with_checkpoint=False)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Reports the epoch."""
@@ -131,3 +137,10 @@ class RayTrainReportCallback:
         with saved(trainer, self.CHECKPOINT_NAME) as checkpoint:
             report(metrics, checkpoint, checkpoint_upload_mode=self._mode, validation=self._validation)
         self._schedule.saved(trainer)
+
+
+def _check_alone(trainer: Any) -> None:
+    if sum(isinstance(each, RayTrainReportCallback) for each in trainer.callbacks) > 1:
+        raise ConfigurationError(
+            "Trainer(callbacks=[...]) has the RayTrainReportCallback more than once, so all would be reported as often; leave one"
+        )
