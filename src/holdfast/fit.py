@@ -337,7 +337,7 @@ class Fit:
             # What ended the run is told, if need be without what is kept of it.
         if error is None:
             assert result is not None
-            if metrics is None and value is None and not checkpoints:
+            if not outcome.has_reported and value is None and not checkpoints:
                 self._progress.message(
                     "the function returned without a report and without a value, so nothing of it is kept; call holdfast.report(metrics, "
                     "checkpoint) in it, or give the framework's trainer the report callback"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+import holdfast as train
 from support.drivers import Driver
-from support.waiting import LIMIT_S
+from support.waiting import LIMIT_S, await_file
 
 DRIVER = """
 import os, signal, sys, tempfile
@@ -102,3 +105,23 @@ def test_a_worker_that_is_killed_needs_no_more_than_a_line(tmp_path: Path) -> No
     told = [line for line in said.splitlines() if WORDS["killed"] in line]
     assert len(told) == 2
     assert told[0].startswith("[holdfast run] attempt 1 failed and is restarted: ")
+
+
+def test_a_rank_that_had_to_be_killed_after_another_failed_is_not_the_cause(tmp_path: Path) -> None:
+    def loop() -> None:
+        if train.get_context().get_world_rank() == 1:
+            # As in a library that looks for no signal: only SIGKILL ends it.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            (tmp_path / "deaf").touch()
+            time.sleep(600)
+        await_file(tmp_path / "deaf")
+        raise ValueError("the learning rate is negative")
+
+    with pytest.raises(train.WorkerGroupError, match="rank 0: ValueError: the learning rate is negative") as caught:
+        train.DataParallelTrainer(
+            loop,
+            scaling_config=train.ScalingConfig(num_workers=2),
+            run_config=train.RunConfig(name="run", storage_path=tmp_path, progress="quiet"),
+        ).fit()
+    assert set(caught.value.worker_failures) == {0}
+    assert isinstance(caught.value.__cause__, ValueError)

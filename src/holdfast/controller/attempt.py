@@ -324,12 +324,15 @@ class Attempt:
         self._listings.forget(rank)
         self._rounds.lose(rank)
         if rank not in self.ends.known:
-            self._fail(rank, from_exit(rank, ended), interrupted=ended.code == -signal.SIGINT)
+            by_us = ended.code == -signal.SIGINT or (
+                ended.code == -signal.SIGKILL and rank in self._processes.killed and not ended.detail
+            )
+            self._fail(rank, from_exit(rank, ended), by_us=by_us)
         elif self.ends.ending is not None:
             self._refuse_open(self.ends.ending)
 
-    def _fail(self, rank: int, error: BaseException, *, interrupted: bool = False) -> None:
-        if self.ends.fail(rank, error, interrupted=interrupted):
+    def _fail(self, rank: int, error: BaseException, *, by_us: bool = False) -> None:
+        if self.ends.fail(rank, error, by_us=by_us):
             self._processes.after_failure()
         if self.ends.ending is not None:
             self._refuse_open(self.ends.ending)

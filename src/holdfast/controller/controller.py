@@ -55,6 +55,7 @@ class Outcome:
         controller_failure: What failed on the driver's own side.
         signum: The signal that stopped it.
         attempts: How many groups were started.
+        has_reported: Whether every rank has made a report, though perhaps it could not be stored.
     """
 
     metrics: bytes | None = None
@@ -63,6 +64,7 @@ class Outcome:
     controller_failure: BaseException | None = None
     signum: int | None = None
     attempts: int = 0
+    has_reported: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -178,6 +180,7 @@ class Controller:
             false_starts = 0
             outcome.attempts += 1
             number, first_report = number + 1, attempt.next_report
+            outcome.has_reported |= first_report > self._writer.first_report
             ends = attempt.ends
             outcome.failures = ends.failures or ends.aftermath
             if ends.interrupted and outcome.signum is None:
@@ -307,7 +310,8 @@ class Controller:
         if all(meeting.report(rank).ignores_checkpoint for rank in range(meeting.world_size)):
             self._told_forgotten = True
             self._observer.message(
-                f"the function did not ask for {begin} (holdfast.get_checkpoint()) before its first report: it trains from the beginning"
+                f"the function did not ask for {begin} (holdfast.get_checkpoint()) before its first report; unless it goes on by other "
+                "means, it trains from the beginning"
             )
 
     def _validation_settled(self) -> None:

@@ -38,6 +38,7 @@ class Dismissal:
         told: Those that were refused a call because the attempt ends, and unwind: a second blow would hit the clean-up
             after the first.
         finishing: Those that have said their last word.
+        killed: Those that were alive when all were killed.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Dismissal:
         self.alive = set(range(world_size))
         self.told: set[int] = set()
         self.finishing: set[int] = set()
+        self.killed: set[int] = set()
         self._reactor = reactor
         self._observer = observer
         self._must_wait = must_wait
@@ -74,6 +76,7 @@ class Dismissal:
     def kill(self) -> None:
         """Ends every process at once."""
         if self._group is not None and self.alive:
+            self.killed |= self.alive
             self._group.kill()
             self._set_timer("killed", _KILLED_S, self._survived)
 

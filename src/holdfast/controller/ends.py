@@ -43,16 +43,16 @@ class Ends:
         self.ending_since = time.monotonic()
         return True
 
-    def fail(self, rank: int, error: BaseException, *, interrupted: bool = False) -> bool:
+    def fail(self, rank: int, error: BaseException, *, by_us: bool = False) -> bool:
         """Notes a failed rank; True where the attempt begins to end with it.
 
-        What we did to a rank because another had failed (a refused call, an interrupt) is no failure of its own.
+        What we did to a rank because another had failed (a refused call, an interrupt, at last SIGKILL) is no failure of its own.
 
         Args:
-            interrupted: SIGINT ended its process, before its function or after.
+            by_us: Its process ended as we end those.
         """
-        interrupted = interrupted or isinstance(error, KeyboardInterrupt)
-        if self.ending is not None and (self.stopping or interrupted or self.ending.text in str(error)):
+        by_us = by_us or isinstance(error, KeyboardInterrupt)
+        if self.ending is not None and (self.stopping or by_us or self.ending.text in str(error)):
             self.aftermath[rank] = error
         else:
             self.failures[rank] = error

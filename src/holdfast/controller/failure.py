@@ -18,10 +18,14 @@ from holdfast.worker import protocol
 _FOLLOWING_CHARACTERS = 100
 # `[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] `
 _SOURCE = re.compile(r"\A\[[^]\s]+\.\w+:\d+\]\s*")
-# As gloo, NCCL, torch's store, LightGBM and XGBoost say it when the process at the other end is gone.
+# As gloo, NCCL, torch's store, LightGBM and XGBoost say it when the process at the other end is gone. None of them raises an OSError.
 _LOST = re.compile(
     r"(?i)connection (was likely )?(closed|reset|refused|aborted|lost)|broken pipe|socket closed|remote process exited|ncclRemoteError"
 )
+
+
+def _has_lost(error: BaseException) -> bool:
+    return not isinstance(error, OSError) and _LOST.search(str(error)) is not None
 
 
 class WorkerError(HoldfastError):
@@ -77,7 +81,7 @@ def by_cause(failures: Mapping[int, BaseException]) -> list[int]:
 
     def order(rank: int) -> tuple[int, int]:
         error = failures[rank]
-        return 0 if isinstance(error, WorkerDiedError) else 2 if _LOST.search(str(error)) else 1, rank
+        return 0 if isinstance(error, WorkerDiedError) else 2 if _has_lost(error) else 1, rank
 
     return sorted(failures, key=order)
 
@@ -86,11 +90,12 @@ def summarise(failures: Mapping[int, BaseException]) -> str:
     """The first line of each error, by cause. What several ranks say alike is said once, and so is a lost connection."""
     said: dict[str, list[int]] = {}
     lost: list[int] = []
+    follows = not all(_has_lost(error) for error in failures.values())
     for rank in by_cause(failures):
         error = failures[rank]
         if isinstance(error, WorkerDiedError):
             said[_headline(error)] = []  # it names its rank
-        elif said and _LOST.search(str(error)):
+        elif follows and _has_lost(error):
             lost.append(rank)
         else:
             said.setdefault(f"{type(error).__name__}: {_headline(error)}", []).append(rank)
@@ -109,7 +114,7 @@ def summarise(failures: Mapping[int, BaseException]) -> str:
 
 def _headline(error: BaseException) -> str:
     """The first line of what an error says, without the place in its library's own source."""
-    return _SOURCE.sub("", str(error)).partition("\n")[0]
+    return _SOURCE.sub("", str(error).strip()).partition("\n")[0]
 
 
 def _shortened(text: str) -> str:

@@ -80,3 +80,16 @@ def test_a_connection_that_was_lost_is_told_after_what_it_was_lost_by() -> None:
     # The cause itself was not seen.
     assert summarise({0: also}) == "rank 0: RuntimeError: Connection closed by peer [127.0.0.1]:5678"
     assert summarise({0: RuntimeError("[rank 3] is late")}) == "rank 0: RuntimeError: [rank 3] is late"
+
+
+def test_a_lost_connection_follows_from_what_another_rank_failed_of() -> None:
+    lost = RuntimeError("[/src/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer")
+    assert summarise({0: lost, 1: ValueError("\nno")}).startswith(
+        "rank 1: ValueError: no; rank 0 then lost its connection"
+    )
+    # Where all have lost one, nobody's is known to be the cause; and a database's is no rank's.
+    assert summarise({0: lost, 1: lost}).startswith("ranks 0 and 1: RuntimeError: Read error")
+    database = ConnectionRefusedError("connection refused by db:5432")
+    assert (
+        summarise({0: database, 1: database}) == "ranks 0 and 1: ConnectionRefusedError: connection refused by db:5432"
+    )
