@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -91,6 +93,28 @@ def test_an_evaluation_without_a_save_is_a_report_of_its_own(tmp_path: Path) -> 
     for each in stored:
         inode = Path(each.checkpoint.path, "checkpoint", "scheduler.pt").stat().st_ino
         assert inode == result.return_value["inodes"][each.metrics["step"]]
+
+
+def test_an_evaluation_of_several_data_sets_is_one_report_and_none_where_a_save_reports_it() -> None:
+    from transformers import TrainerControl, TrainerState
+
+    from holdfast.huggingface.transformers import callback as module
+
+    reports: list[dict[str, Any]] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "report", lambda metrics, *_, **__: reports.append(metrics))
+        callback = module.ReportCallback()
+        state, control, nothing = TrainerState(epoch=0.5, global_step=4), TrainerControl(), SimpleNamespace()
+        for name in ("one", "two"):
+            state.log_history.append({"step": 4, f"eval_{name}_loss": 1.0})
+            callback.on_evaluate(nothing, state, control)
+        for _ in range(2):
+            callback.on_step_begin(nothing, state, control)
+        assert reports == [{"step": 4, "epoch": 0.5, "eval_two_loss": 1.0, "eval_one_loss": 1.0}]
+        callback.on_evaluate(nothing, state, control)
+        callback._owes_evaluation = False  # as after a save
+        callback.on_step_begin(nothing, state, control)
+        assert len(reports) == 1
 
 
 def test_the_best_model_is_loaded_and_the_rest_is_rotated_while_reports_are_stored(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import xgboost.callback
@@ -40,6 +40,7 @@ class Best:
     Attributes:
         round: Its number, those before a resume counted.
         measured: What it measured, also what it was not judged by.
+        has_stopped: Whether training has ended by it; rounds that were no better may have been taken away since.
     """
 
     round: int
@@ -47,6 +48,7 @@ class Best:
     metric: str
     score: Any
     measured: Mapping[str, Any]
+    has_stopped: bool = False
 
     @classmethod
     def of(cls, model: Any) -> Best | None:
@@ -70,6 +72,7 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
     """
 
     _best: Best | None = None
+    _stops = False
     # XGBoost's own, which it documents by their use: what was measured, what was best, and for how many rounds nothing has been better.
     stopping_history: EvalsLog
     best_scores: EvalsLog
@@ -78,6 +81,7 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
 
     def before_training(self, model: Any) -> Any:
         """Looks what the model brings."""
+        self._stops = False
         model = super().before_training(model)
         self._best = Best.of(model)
         if self._best is not None and not (
@@ -89,7 +93,7 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
     def before_iteration(self, model: Any, epoch: int, evals_log: EvalsLog) -> bool:
         """Ends a training that had ended before the resume."""
         best = self._best
-        if best is None or self.stopping_history or self._num_since(best) < self.rounds:
+        if best is None or self.stopping_history or not (best.has_stopped or self._num_since(best) >= self.rounds):
             return False
         if not is_inside() or get_context().get_world_rank() == 0:
             _LOG.warning(
@@ -116,7 +120,16 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
         if self.current_rounds == 0:
             score = evals_log[data][metric][-1]
             Best(epoch + self.starting_round, data, metric, score, measured_at(evals_log)).keep_in(model)
+        self._stops = stops
         return stops
+
+    def after_training(self, model: Any) -> Any:
+        """Takes away the rounds after the best, where that is asked for, and has the model remember that it has stopped."""
+        best = Best.of(model)
+        model = super().after_training(model)
+        if best is not None:
+            replace(best, has_stopped=self._stops or best.has_stopped).keep_in(model)
+        return model
 
     def _num_since(self, best: Best) -> int:
         """How many rounds the model brings that were no better."""

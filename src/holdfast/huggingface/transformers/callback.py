@@ -20,7 +20,7 @@ from holdfast.huggingface.transformers.prepare import check_together
 from holdfast.huggingface.transformers.presented import linked, moved, remove_litter
 from holdfast.huggingface.transformers.saved import Place, Trace, share_of, traces
 from holdfast.huggingface.transformers.weights import complete_best, complete_resumed
-from holdfast.worker.context import get_checkpoint, get_context
+from holdfast.worker.context import current, get_checkpoint, get_context
 from holdfast.worker.report import report
 
 _LOG = logging.getLogger("holdfast")
@@ -29,7 +29,7 @@ _LOG = logging.getLogger("holdfast")
 class ReportCallback(TrainerCallback):
     """Reports each checkpoint that a `transformers.Trainer` saves, with the metrics of its step, and each evaluation that no save follows.
 
-    It implements `on_train_begin`, `on_evaluate`, `on_save` and `on_train_end` of `transformers.TrainerCallback`. What Transformers wrote lies in the reported checkpoint
+    It implements `on_train_begin`, `on_step_begin`, `on_evaluate`, `on_save` and `on_train_end` of `transformers.TrainerCallback`. What Transformers wrote lies in the reported checkpoint
     below `checkpoint/`; to resume, `trainer.train(resume_from_checkpoint=f"{directory}/checkpoint")`. `TrainingArguments` say when it saves.
 
     Example:
@@ -71,7 +71,8 @@ class ReportCallback(TrainerCallback):
         self._validation = validation
         # By directory what lay in it before training began.
         self._before: dict[str, dict[str, Trace]] = {}
-        self._trains = False
+        # Whether an evaluation has found something that no report has.
+        self._owes_evaluation = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,7 +96,7 @@ class ReportCallback(TrainerCallback):
         # An attempt that was killed in the middle of a save leaves a part of a checkpoint, perhaps of more ranks than there are now.
         # Transformers will write into the same directory, and what it does not write again must not get into the checkpoint.
         self._before = {directory: traces(directory) for directory in _saved_in(args.output_dir)}
-        self._trains = True
+        self._owes_evaluation = False
         if get_context().get_world_rank() == 0:
             _warn_of_beginning(args, state)
         if state.global_step > 0:
@@ -104,20 +105,24 @@ class ReportCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Sees to it that the best model, where it was asked for, is the best in all its weights."""
-        self._trains = False
+        """Sees to it that the best model, where it was asked for, is the best in all its weights, and reports a last evaluation."""
+        self._report_evaluation(state)
         complete_best(kwargs.get("model"), args, state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Reports what an evaluation found where no save is about to report it.
+        """Takes note of it: of several data sets it is one each, a save may follow, and one outside of training may be a single rank's."""
+        self._owes_evaluation = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reports what an evaluation found that no save has reported.
 
         Raises:
             ReportError: As `report` does.
             StorageError: As `report` does.
         """
-        # One outside of training is the user's own, and perhaps one rank's.
-        if self._trains and not control.should_save:
-            report(metrics_of(state))
+        self._report_evaluation(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Reports what was saved.
@@ -127,6 +132,7 @@ class ReportCallback(TrainerCallback):
             ReportError: As `report` does.
             StorageError: As `report` does.
         """
+        self._owes_evaluation = False
         metrics = metrics_of(state)
         source = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         paths = self._share(source)
@@ -143,6 +149,11 @@ class ReportCallback(TrainerCallback):
                 delete_local_checkpoint_after_upload=presented.is_ours,
                 validation=self._validation,
             )
+
+    def _report_evaluation(self, state: TrainerState) -> None:
+        if self._owes_evaluation:
+            self._owes_evaluation = False
+            report(metrics_of(state))
 
     def _share(self, source: str) -> list[str]:
         """The paths below `source` that this rank reports."""
@@ -179,8 +190,10 @@ def _saved_in(output_dir: str) -> list[str]:
 
 
 def _warn_of_beginning(args: TrainingArguments, state: TrainerState) -> None:
-    checkpoint = get_checkpoint()
-    if checkpoint is not None and state.global_step == 0:
+    checkpoint, worker = get_checkpoint(), current("ReportCallback")
+    # A later training of the same function begins anew on purpose.
+    is_first = worker.next_report == worker.job.first_report
+    if checkpoint is not None and state.global_step == 0 and is_first:
         _LOG.warning(
             "Training begins at step 0, though there is a checkpoint, %s; to go on from it, call "
             "trainer.train(resume_from_checkpoint=f'{directory}/checkpoint') within "
@@ -189,5 +202,5 @@ def _warn_of_beginning(args: TrainingArguments, state: TrainerState) -> None:
         )
     if args.save_strategy == "no":
         _LOG.warning(
-            "TrainingArguments(save_strategy='no') saves nothing, so nothing will be reported; pass 'epoch' or 'steps'"
+            "TrainingArguments(save_strategy='no') saves nothing, so no checkpoint will be reported; pass 'epoch' or 'steps'"
         )
