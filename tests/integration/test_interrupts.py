@@ -162,7 +162,7 @@ def test_the_second_signal_ends_it_at_once(tmp_path):
         threading.Event().wait(0.3)
         assert driver.poll() is None
         driver.send_signal(signal.SIGINT)
-        out, _ = driver.communicate(timeout=20)
+        out, _ = driver.communicate(timeout=LIMIT_S)
     assert "interrupted" in out
     assert all(problems == [] for problems in train.Run(tmp_path / "run").verify().values())
 

@@ -136,8 +136,10 @@ def by_value(value: Any) -> tuple[Any, ...] | None:
     """How things of the script's travel that Python and cloudpickle know by their names alone; None for all others."""
     if not isinstance(value, _CACHED | _NEW_TYPE):
         return None
-    module = sys.modules.get(value.__module__)
-    if module is not None and value.__module__ != _MAIN and _at(module, value.__qualname__) is value:
+    # A cached `functools.partial` has neither.
+    place, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+    module = sys.modules.get(place or "")
+    if module is not None and place != _MAIN and _at(module, name) is value:
         return None
     if isinstance(value, _NEW_TYPE):
         return _new_type, (value.__qualname__, value.__supertype__, value.__module__)
