@@ -309,7 +309,7 @@ def test_a_worker_that_is_interrupted_before_its_function_ends_by_the_signal():
 def test_a_rank_that_was_interrupted_because_another_had_failed_is_no_failure_of_its_own():
     ends = Ends()
     assert ends.fail(0, ValueError("of itself"))
-    assert not ends.fail(1, from_exit(1, Exit(-signal.SIGINT)), interrupted=True)
+    assert not ends.fail(1, from_exit(1, Exit(-signal.SIGINT)), by_us=True)
     assert not ends.fail(2, from_exit(2, Exit(-signal.SIGSEGV)))
     assert (set(ends.failures), set(ends.aftermath)) == ({0, 2}, {1})
 
