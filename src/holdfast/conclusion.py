@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
-
 from holdfast.controller.failure import by_cause, signal_name, summarise
 from holdfast.errors import ConfigurationError, ControllerError, TrainingInterrupted, WorkerGroupError
 from holdfast.persistence.layout import LOGS
+from holdfast.worker import returned
 
 if TYPE_CHECKING:
     from holdfast.controller.controller import Outcome
@@ -62,7 +61,7 @@ def unpickled(value: bytes | None) -> Any:
     if value is None:
         return None
     try:
-        return cloudpickle.loads(value)
+        return returned.load(value)
     except Exception as error:  # noqa: BLE001 - a user's class may do anything when it is unpickled
         logger.warning("the function's return value cannot be read here: %s", error)
         return None

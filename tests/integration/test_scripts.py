@@ -159,3 +159,49 @@ def test_a_validation_knows_the_scripts_classes_too(tmp_path):
     with Driver(VALIDATED, tmp_path) as driver:
         out, _ = driver.communicate(timeout=LIMIT_S)
     assert out == "{'score': 5}\n"
+
+
+RETURNED = """
+import sys
+import holdfast as train
+
+class Registry:
+    names = ["at first"]
+    class Inner:
+        number = 1
+
+class Lost(Exception):
+    seen = []
+
+class Watch(train.UserCallback):
+    def after_report(self, run_context, metrics, checkpoint):
+        Registry.names.append("here")
+        Registry.Inner.number = Lost.seen = 2
+
+def loop(config):
+    Registry.names.append("there")
+    train.report({})
+    train.report({})
+    if config["fails"]:
+        raise Lost("as it does")
+    return Registry(), Registry.Inner
+
+def fit(name, fails):
+    config = train.RunConfig(name=name, storage_path=sys.argv[1], callbacks=[Watch()], progress="quiet")
+    return train.DataParallelTrainer(loop, train_loop_config={"fails": fails}, run_config=config).fit().return_value
+
+value, inner = fit("returns", False)
+assert type(value) is Registry and inner is Registry.Inner
+try:
+    fit("raises", True)
+except train.WorkerGroupError as error:
+    assert type(error.worker_failures[0]) is Lost
+assert Registry.names == ["at first", *["here"] * 4] and Registry.Inner.number == Lost.seen == 2
+print("whole")
+"""
+
+
+def test_what_comes_back_changes_no_class_of_the_script(tmp_path):
+    with Driver(RETURNED, tmp_path) as driver:
+        out, _ = driver.communicate(timeout=LIMIT_S)
+    assert out == "whole\n"

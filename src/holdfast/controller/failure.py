@@ -7,12 +7,10 @@ import signal
 import traceback
 from collections.abc import Mapping
 
-import cloudpickle
-
 from holdfast.controller.group import Exit
 from holdfast.controller.meetings import ranks_text
 from holdfast.errors import HoldfastError, WorkerDiedError
-from holdfast.worker import protocol
+from holdfast.worker import protocol, returned
 
 # How much of an error is told where another rank's stands before it.
 _FOLLOWING_CHARACTERS = 100
@@ -39,7 +37,7 @@ def from_failed(rank: int, failed: protocol.Failed) -> BaseException:
     error: BaseException | None = None
     if failed.exception is not None:
         try:
-            loaded = cloudpickle.loads(failed.exception)
+            loaded = returned.load(failed.exception)
         except Exception as cause:  # noqa: BLE001 - a user's class may do anything when it is unpickled
             error = WorkerError(f"{failed.summary} (the exception itself cannot be shown here: {cause})")
         else:
