@@ -301,7 +301,7 @@ class RunWriter:
             self._litter.remove_all()
             self._lines.close()
 
-    # What follows is for the checkpoints on their way (`checkpoint_writer.Owner`).
+    # What follows is for the checkpoints on their way (`checkpoint_owner.Owner`).
 
     def uploader(self) -> Uploader:
         """The threads that store files."""
