@@ -271,15 +271,35 @@ def test_only_one_known_order_counts_as_dealt() -> None:
     assert not are_dealt(None)
 
 
-def test_what_torch_will_not_load_is_told_with_the_remedy(tmp_path: Path) -> None:
+def test_what_torch_will_not_load_is_told_with_the_remedy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config: dict[str, Any] = {"save_hyperparameters": True, "trainer": {"max_epochs": 1}}
     fit_steps(tmp_path, "run", **config)
+    assert caplog.text.count("to resume: torch does not load the checkpoint") == 1
     config["trainer"] = {"max_epochs": 2}
     with pytest.raises(train.TrainingFailedError) as failed:
         fit_steps(tmp_path, "run", **config)
     assert isinstance(failed.value.worker_failures[0], train.ConfigurationError)
     assert "weights_only=False to trainer.fit" in str(failed.value)
     assert fit_steps(tmp_path, "run", **config, fit={"weights_only": False}).metrics["step"] == 2 * BATCHES
+
+
+def test_a_strategy_that_starts_processes_of_its_own_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    import lightning.pytorch as pl
+
+    from holdfast.lightning import trainer
+
+    kept = dict(pl.accelerators.AcceleratorRegistry)
+    try:
+        trainer._count_workers(pl, 2)
+        workers = pl.accelerators.AcceleratorRegistry.get("cpu")
+        monkeypatch.setattr(trainer, "get_spawning_popen", object)
+        with pytest.raises(ConfigurationError, match="starts processes of its own"):
+            pickle.dumps(workers)
+    finally:
+        pl.accelerators.AcceleratorRegistry.clear()
+        pl.accelerators.AcceleratorRegistry.update(kept)
 
 
 def test_the_callback_given_twice_is_refused(tmp_path: Path) -> None:

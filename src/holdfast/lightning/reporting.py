@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from holdfast.checks import check_int, check_member
@@ -10,7 +11,7 @@ from holdfast.errors import ConfigurationError
 from holdfast.lightning.due import Schedule, goes_by_clock
 from holdfast.lightning.metrics import CurrentMetrics
 from holdfast.lightning.ordering import put_last
-from holdfast.lightning.resuming import explain, resume_data
+from holdfast.lightning.resuming import explain, resume_data, warn_if_refused
 from holdfast.lightning.saving import saved
 from holdfast.lightning.shares import SHARES, shares_of
 from holdfast.lightning.trainer import check_spans_workers, know_workers
@@ -65,6 +66,7 @@ class RayTrainReportCallback:
         self._schedule = Schedule(every_n_epochs or (None if every_n_train_steps else 1), every_n_train_steps)
         self._metrics = CurrentMetrics()
         self._loaded_shares: Any = None
+        self._has_looked = False
         self._class = type(self)
         know_workers()
 
@@ -75,6 +77,8 @@ class RayTrainReportCallback:
             _check_alone(trainer)
             put_last(self, trainer)
             self._loaded_shares = None
+            # Whoever has loaded one knows how.
+            self._has_looked = trainer.ckpt_path is not None
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Is again what it was."""
@@ -135,6 +139,9 @@ class RayTrainReportCallback:
             report(metrics)
             return
         with saved(trainer, self.CHECKPOINT_NAME) as checkpoint:
+            if checkpoint is not None and not self._has_looked:
+                self._has_looked = True
+                warn_if_refused(os.path.join(checkpoint.path, self.CHECKPOINT_NAME))
             report(metrics, checkpoint, checkpoint_upload_mode=self._mode, validation=self._validation)
         self._schedule.saved(trainer)
 

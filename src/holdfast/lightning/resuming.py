@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -65,18 +66,45 @@ def resume_data(trainer: Any, before: Mapping[str, Any] | None) -> None:
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
 
 
+_REFUSED = (
+    "torch does not load the checkpoint, because it holds objects of other classes than torch's, as save_hyperparameters() adds them; "
+    "pass weights_only=False to trainer.fit(..., ckpt_path=...), or call torch.serialization.add_safe_globals([THE_CLASS]) "
+    "before it, as with FSDP, where Lightning does not hand weights_only on"
+)
+
+
 def explain(exception: BaseException) -> None:
     """Raises an error with a remedy in the place of torch's, where it has refused a checkpoint for a class in it.
 
     Raises:
         ConfigurationError: It has.
     """
-    if isinstance(exception, pickle.UnpicklingError) and "weights_only" in str(exception):
-        raise ConfigurationError(
-            "torch does not load the checkpoint, because it holds objects of other classes than torch's, as save_hyperparameters() adds them; "
-            "pass weights_only=False to trainer.fit(..., ckpt_path=...), or call torch.serialization.add_safe_globals([THE_CLASS]) "
-            "before it, as with FSDP, where Lightning does not hand weights_only on"
-        ) from exception
+    if _is_refusal(exception):
+        raise ConfigurationError(_REFUSED) from exception
+
+
+def warn_if_refused(path: str) -> None:
+    """Says at the first checkpoint, and not after the crash, that torch will refuse to load it unless it is told to trust it.
+
+    Args:
+        path: What was saved. A directory is not looked at.
+    """
+    import torch
+
+    if not os.path.isfile(path):
+        return
+    try:
+        # Mapped: of a large file little is read.
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        if _is_refusal(error):
+            _LOG.warning("to resume: %s", _REFUSED)
+    except Exception as error:  # noqa: BLE001 - a look ahead: whatever else is wrong is told where it is loaded
+        _LOG.debug("%s could not be looked at: %s", path, error)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    return isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error)
 
 
 def _settle_epoch(loop: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.context import get_spawning_popen
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -63,6 +64,14 @@ def _count_workers(package: ModuleType, number: int) -> None:
         @staticmethod
         def auto_device_count() -> int:
             return number
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            if get_spawning_popen() is not None:  # multiprocessing is about to send the trainer to a new process
+                raise ConfigurationError(
+                    "the Trainer's strategy starts processes of its own, and here the workers are there already; pass strategy='ddp', or "
+                    "RayDDPStrategy() of holdfast.lightning"
+                )
+            return super().__reduce_ex__(protocol)
 
     # Lightning's own means to put another accelerator in the place of one of its own.
     package.accelerators.AcceleratorRegistry.register("cpu", WorkerCPUs, description="CPUs of workers", override=True)
