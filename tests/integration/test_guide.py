@@ -144,10 +144,15 @@ LINES = {
     "    ray.init(address='auto', runtime_env={'env_vars': {'A': '(1)'}})": "    pass",
     "ray.shutdown()  # there": "pass  # there",
     "import ray, os": "import holdfast, os",
+    "import os, ray  # and it": "import os, holdfast  # and it",
+    "import os, ray, sys": "import os, holdfast, sys",
+    "ray.init(runtime_env=f(g(1), 2))": "pass",
     # Where a call ends no sed can tell, so these stay, with all that follows.
     **dict.fromkeys(
         (
             "context = ray.init('auto')",
+            "ray.init(); print('more')",
+            "ray.init(runtime_env=f(1),  # (a note)\n    num_cpus=2)",
             "ray.init(runtime_env={\n    'env_vars': {'A': '1'},\n})\nEPOCHS = 3",
             "ray.init(num_cpus=2,\n         log_to_driver=False)\nEPOCHS = 3",
             "if x:\n    ray.init(\n        num_cpus=f(4),\n    )\n    print(1)",

@@ -74,12 +74,24 @@ def signal_name(signum: int) -> str:
 def by_cause(failures: Mapping[int, BaseException]) -> list[int]:
     """The ranks, those first whose failures the others' mostly follow from.
 
-    Who died comes first; last come those that say no more than that a connection to another ended.
+    Who died comes first, unless another had failed before it; then those that failed of something, and those that say no more than that a
+    connection to another ended. What ended a process after that (a watchdog of its collectives) comes last.
+
+    Args:
+        failures: In the order in which they were heard of. Of a death others may be heard of before, but as of a lost connection.
     """
+    died_first, others_failed = set(), False
+    for rank, error in failures.items():
+        if isinstance(error, WorkerDiedError):
+            died_first |= set() if others_failed else {rank}
+        else:
+            others_failed |= not _has_lost(error)
 
     def order(rank: int) -> tuple[int, int]:
         error = failures[rank]
-        return 0 if isinstance(error, WorkerDiedError) else 2 if _has_lost(error) else 1, rank
+        if isinstance(error, WorkerDiedError):
+            return 0 if rank in died_first else 3, rank
+        return 2 if _has_lost(error) else 1, rank
 
     return sorted(failures, key=order)
 

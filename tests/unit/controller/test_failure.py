@@ -55,7 +55,9 @@ def test_an_error_that_cannot_travel_is_told_by_its_text() -> None:
 
 def test_what_ranks_say_alike_is_said_once() -> None:
     failures = {0: ValueError("same"), 1: KeyError("other"), 3: ValueError("same"), 2: WorkerDiedError("rank 2 died")}
-    assert summarise(failures) == "rank 2 died; ranks 0 and 3: ValueError: same; rank 1: KeyError: 'other'"
+    assert summarise(failures) == "ranks 0 and 3: ValueError: same; rank 1: KeyError: 'other'; rank 2 died"
+    first = dict(reversed(failures.items()))
+    assert summarise(first) == "rank 2 died; ranks 0 and 3: ValueError: same; rank 1: KeyError: 'other'"
     long = "x" * 300
     assert summarise({0: ValueError(long), 1: ValueError(long)}) == f"ranks 0 and 1: ValueError: {long}"
     assert len(summarise({0: ValueError("short"), 1: ValueError(long)})) < 200
@@ -76,7 +78,9 @@ def test_a_connection_that_was_lost_is_told_after_what_it_was_lost_by() -> None:
         "rank 2: ValueError: no luck; ranks 0 and 1 then lost their connections "
         "(RuntimeError: Connection closed by peer [127.0.0.1]:5678)"
     )
-    assert by_cause({0: lost, 1: ValueError("no luck"), 2: killed}) == [2, 1, 0]
+    assert by_cause({0: lost, 2: killed, 1: ValueError("no luck")}) == [2, 1, 0]
+    # By then the attempt was ending: a watchdog of its collectives, say.
+    assert by_cause({0: lost, 1: ValueError("no luck"), 2: killed}) == [1, 0, 2]
     # The cause itself was not seen.
     assert summarise({0: also}) == "rank 0: RuntimeError: Connection closed by peer [127.0.0.1]:5678"
     assert summarise({0: RuntimeError("[rank 3] is late")}) == "rank 0: RuntimeError: [rank 3] is late"
