@@ -13,8 +13,8 @@ from xgboost.callback import TrainingCallback
 from holdfast.boosting import RoundReporter
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import ConfigurationError
-from holdfast.worker.context import get_context
-from holdfast.xgboost.early_stopping import Best, EvalsLog, measured_at
+from holdfast.worker.context import current, get_context
+from holdfast.xgboost.early_stopping import ATTRIBUTE, Best, EvalsLog, measured_at
 
 
 class RayTrainReportCallback(RoundReporter, TrainingCallback):
@@ -28,9 +28,9 @@ class RayTrainReportCallback(RoundReporter, TrainingCallback):
 
     CHECKPOINT_NAME: ClassVar[str] = "model.ubj"
 
-    # Of the training that runs: how many rounds the model had, how many it had when it was last stored, and what was measured since.
+    # Of the training that runs: how many rounds the model had, what told it from others when it was last stored, and what was measured since.
     _begun_with: int
-    _stored_with: int
+    _stored: tuple[int, str | None] | None
     _evals_log: EvalsLog
 
     @classmethod
@@ -57,7 +57,9 @@ class RayTrainReportCallback(RoundReporter, TrainingCallback):
             ConfigurationError: Each worker would train by itself, or another such callback reports it.
         """
         _check_together()
-        self._begun_with = self._stored_with = model.num_boosted_rounds()
+        self._begun_with = model.num_boosted_rounds()
+        # A model of elsewhere this run has not stored.
+        self._stored = _state_of(model) if current("RayTrainReportCallback").job.checkpoint is not None else None
         self._evals_log = {}
         self._begin(model, self._begun_with, "xgb_model")
         return model
@@ -73,7 +75,7 @@ class RayTrainReportCallback(RoundReporter, TrainingCallback):
         is_due = self._is_due(num_rounds)
         self._report(measured_at(evals_log), model if is_due else None)
         if is_due:
-            self._stored_with = num_rounds
+            self._stored = _state_of(model)
         return False
 
     def after_training(self, model: Any) -> Any:
@@ -83,7 +85,7 @@ class RayTrainReportCallback(RoundReporter, TrainingCallback):
         with `save_best` it takes rounds away.
         """
         num_rounds = model.num_boosted_rounds()
-        if self._checkpoint_at_end and num_rounds != self._stored_with:
+        if self._checkpoint_at_end and num_rounds > 0 and _state_of(model) != self._stored:
             self._report(self._measured_of(model, num_rounds), model)
         return model
 
@@ -92,6 +94,11 @@ class RayTrainReportCallback(RoundReporter, TrainingCallback):
         if num_rounds <= self._begun_with and best is not None and best.round == num_rounds - 1:
             return best.measured  # of a round before the resume
         return measured_at(self._evals_log, num_rounds - self._begun_with - 1)
+
+
+def _state_of(model: Any) -> tuple[int, str | None]:
+    """How many rounds it has, and what `EarlyStopping` has it remember."""
+    return model.num_boosted_rounds(), model.attr(ATTRIBUTE)
 
 
 def _check_together() -> None:

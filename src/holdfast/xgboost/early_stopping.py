@@ -14,7 +14,7 @@ from holdfast.worker.context import get_context, is_inside
 
 _LOG = logging.getLogger("holdfast")
 # An attribute of the model, beside XGBoost's own `best_iteration` and `best_score`, which a slice of a model loses.
-_ATTRIBUTE = "holdfast_early_stopping"
+ATTRIBUTE = "holdfast_early_stopping"
 
 # By data set and metric what each round of a training has measured.
 EvalsLog: TypeAlias = dict[str, dict[str, list[Any]]]
@@ -40,7 +40,7 @@ class Best:
     Attributes:
         round: Its number, those before a resume counted.
         measured: What it measured, also what it was not judged by.
-        has_stopped: Whether training has ended by it; rounds that were no better may have been taken away since.
+        num_taken: How many rounds that were no better have been taken away since.
     """
 
     round: int
@@ -48,18 +48,18 @@ class Best:
     metric: str
     score: Any
     measured: Mapping[str, Any]
-    has_stopped: bool = False
+    num_taken: int = 0
 
     @classmethod
     def of(cls, model: Any) -> Best | None:
         """What the model's last training has found, if that was `EarlyStopping`'s."""
-        text = model.attr(_ATTRIBUTE)
+        text = model.attr(ATTRIBUTE)
         found = cls(**json.loads(text)) if text is not None else None
         return found if found is not None and found.round < model.num_boosted_rounds() else None
 
     def keep_in(self, model: Any) -> None:
         """Stores it with the model."""
-        model.set_attr(**{_ATTRIBUTE: json.dumps(asdict(self))})
+        model.set_attr(**{ATTRIBUTE: json.dumps(asdict(self))})
 
 
 class EarlyStopping(xgboost.callback.EarlyStopping):
@@ -72,7 +72,6 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
     """
 
     _best: Best | None = None
-    _stops = False
     # XGBoost's own, which it documents by their use: what was measured, what was best, and for how many rounds nothing has been better.
     stopping_history: EvalsLog
     best_scores: EvalsLog
@@ -81,7 +80,6 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
 
     def before_training(self, model: Any) -> Any:
         """Looks what the model brings."""
-        self._stops = False
         model = super().before_training(model)
         self._best = Best.of(model)
         if self._best is not None and not (
@@ -93,7 +91,7 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
     def before_iteration(self, model: Any, epoch: int, evals_log: EvalsLog) -> bool:
         """Ends a training that had ended before the resume."""
         best = self._best
-        if best is None or self.stopping_history or not (best.has_stopped or self._num_since(best) >= self.rounds):
+        if best is None or self.stopping_history or self._num_since(best) < self.rounds:
             return False
         if not is_inside() or get_context().get_world_rank() == 0:
             _LOG.warning(
@@ -120,17 +118,16 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
         if self.current_rounds == 0:
             score = evals_log[data][metric][-1]
             Best(epoch + self.starting_round, data, metric, score, measured_at(evals_log)).keep_in(model)
-        self._stops = stops
         return stops
 
     def after_training(self, model: Any) -> Any:
-        """Takes away the rounds after the best, where that is asked for, and has the model remember that it has stopped."""
-        best = Best.of(model)
+        """Takes away the rounds after the best, where that is asked for, and has the model remember how many."""
+        best, num_rounds = Best.of(model), model.num_boosted_rounds()
         model = super().after_training(model)
         if best is not None:
-            replace(best, has_stopped=self._stops or best.has_stopped).keep_in(model)
+            replace(best, num_taken=best.num_taken + num_rounds - model.num_boosted_rounds()).keep_in(model)
         return model
 
     def _num_since(self, best: Best) -> int:
-        """How many rounds the model brings that were no better."""
-        return self.starting_round - 1 - best.round
+        """How many rounds were no better, of those that the model brings and those that were taken away."""
+        return self.starting_round - 1 - best.round + best.num_taken
