@@ -155,7 +155,7 @@ ASYNC_MEASURES: tuple[Measure, ...] = (
         (
             Limit("ours_beyond_cp", at_most=0.05),
             Limit("ours_ratio", at_most=1, of="peer_ratio"),
-            # Two loops with nothing beside them differ by as much.
+            # As for the files; two loops with nothing beside them differ by 2 %.
             Limit("ours_state_ratio", at_most=1.05),
             Limit("ours_state_ratio", at_most=1, of="orbax_state_ratio"),
         ),

@@ -124,7 +124,7 @@ class CheckpointRound:
             self._fail(error)
 
     def take(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
-        """Begins to store files that a rank handed over open; the descriptors are closed when that is done."""
+        """Takes files that a rank handed over open, to be stored with the rest of them; the descriptors are closed when that is done."""
         awaited = self._awaited.get(rank)
         if isinstance(message, protocol.Abandoned):
             if awaited is not None:

@@ -81,11 +81,7 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
     def before_training(self, model: Any) -> Any:
         """Looks what the model brings."""
         model = super().before_training(model)
-        self._best = Best.of(model)
-        if self._best is not None and not (
-            self.data in (None, self._best.data) and self.metric_name in (None, self._best.metric)
-        ):
-            self._best = None  # of what is not watched here
+        self._best = self._watched(model)
         return model
 
     def before_iteration(self, model: Any, epoch: int, evals_log: EvalsLog) -> bool:
@@ -122,11 +118,17 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
 
     def after_training(self, model: Any) -> Any:
         """Takes away the rounds after the best, where that is asked for, and has the model remember how many."""
-        best, num_rounds = Best.of(model), model.num_boosted_rounds()
+        best, num_rounds = self._watched(model), model.num_boosted_rounds()
         model = super().after_training(model)
         if best is not None:
             replace(best, num_taken=best.num_taken + num_rounds - model.num_boosted_rounds()).keep_in(model)
         return model
+
+    def _watched(self, model: Any) -> Best | None:
+        """The model's best round, unless it is by what is not watched here."""
+        best = Best.of(model)
+        is_watched = best is not None and self.data in (None, best.data) and self.metric_name in (None, best.metric)
+        return best if is_watched else None
 
     def _num_since(self, best: Best) -> int:
         """How many rounds were no better, of those that the model brings and those that were taken away."""
