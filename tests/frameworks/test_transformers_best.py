@@ -19,7 +19,11 @@ pytest.importorskip("accelerate", reason="Accelerate is not installed: pip insta
 from holdfast.torch import TorchTrainer
 from support.transformers_job import digits, small_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore:mtime may not be reliable:UserWarning",  # of 4.57
+)
 
 
 def fit(tmp_path: Path, output_dir: str, *, fails_at: int = 0, ties: bool = False, **others: Any) -> train.Result:
