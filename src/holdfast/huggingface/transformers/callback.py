@@ -168,10 +168,12 @@ class ReportCallback(TrainerCallback):
                 f"Transformers has told of a save, but there is nothing new in {source!r}, where TrainingArguments.output_dir has it lie; "
                 "report what your Trainer saves elsewhere in a callback of your own"
             )
-        # On one node all see the same.
-        seen_by_first = (
-            collective.broadcast_from_rank_zero(files if rank == 0 else None) if size > on_node else None
-        ) or {}
+        # Nobody takes a file away before all have looked.
+        if size > on_node:
+            seen_by_first = collective.broadcast_from_rank_zero(files if rank == 0 else None) or {}
+        else:  # where all see the same
+            collective.barrier()
+            seen_by_first = {}
         place = Place(rank, first_rank=rank - context.get_local_rank(), num_ranks=on_node)
         return share_of(place, files, seen_by_first)
 
