@@ -21,6 +21,9 @@ _STORAGE = f"s3://{BUCKET}/runs"
 _MEMORY_MIB = 256 + 64
 """What transfers may take at once by default, and what else a process needs."""
 
+_SERVED = ("ours", "peer")
+"""Of whose transfers it is told what they cost the server, which has the same cores: no client makes that shorter."""
+
 _IN_MEMORY = Path("/dev/shm")
 
 _MANY, _ONE, _EIGHT = Shape(2000, 16 << 10), Shape(1, 512 * MIB), Shape(8, 64 * MIB)
@@ -52,7 +55,7 @@ def _clients(
         running = stack.enter_context(running_server(place, is_far=is_far))
         shape.write(directory / "source")
         clients = [
-            stack.enter_context(running_client(whose, side, directory, _STORAGE, shape, running.environment))
+            stack.enter_context(running_client(whose, side, directory, _STORAGE, shape, running))
             for whose, side in sides.items()
         ]
         yield running, clients, directory
@@ -116,6 +119,8 @@ def _figures(what: str, took: Mapping[str, Took], shape: Shape) -> Sample:
         found[f"{whose}_{what}_s"] = statistics.median(each.wall_s)
         found[f"{whose}_cpu_s_per_gib"] = statistics.median(each.cpu_s) / shape.size_bytes * GIB
         found[f"{whose}_mib"] = max(each.peak_mib)
+        if whose in _SERVED:
+            found[f"{whose}_server_cpu_s_per_gib"] = statistics.median(each.server_cpu_s) / shape.size_bytes * GIB
     return found
 
 
@@ -123,7 +128,7 @@ def _calls(us: Side, _: Side | None) -> Sample:
     found: dict[str, float] = {}
     for name, shape in {"many": _MANY, "one": _ONE, "eight": _EIGHT}.items():
         with _clients({"ours": us}, shape) as (running, clients, directory), ExitStack() as stack:
-            local = running_client("ours_local", us, directory, str(directory / "runs"), shape, running.environment)
+            local = running_client("ours_local", us, directory, str(directory / "runs"), shape, running)
             clients.append(stack.enter_context(local))
             took = {client.whose: Took() for client in clients}
             for _number, client, is_warm in _turns(clients, _CALL_ROUNDS):

@@ -7,12 +7,13 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from benchmarks.object_server import ObjectServer
 from benchmarks.process import JobError, cpu_seconds, forget_peaks, peak_mib
 from benchmarks.side import JOBS, Side
 from servers.process import end_of, running
@@ -73,19 +74,24 @@ class Took:
     Attributes:
         wall_s: Seconds on the wall.
         cpu_s: CPU seconds of the client's processes, without the server's.
+        server_cpu_s: Those of the server's meanwhile.
         peak_mib: The most that one of its processes had resident.
     """
 
     wall_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
+    server_cpu_s: list[float] = field(default_factory=list)
     peak_mib: list[float] = field(default_factory=list)
 
 
 class Client:
     """A running library."""
 
-    def __init__(self, whose: str, process: subprocess.Popen[bytes], lines: IO[str], log: Path) -> None:
+    def __init__(
+        self, whose: str, process: subprocess.Popen[bytes], lines: IO[str], log: Path, server_cpu_s: Callable[[], float]
+    ) -> None:
         self.whose = whose
+        self._server_cpu_s = server_cpu_s
         self._process = process
         self._lines = lines
         self._log = log
@@ -98,7 +104,7 @@ class Client:
         """
         pid = self._process.pid
         forget_peaks(pid)
-        cpu_s = cpu_seconds(pid)
+        cpu_s, server_cpu_s = cpu_seconds(pid), self._server_cpu_s()
         try:
             self._lines.write(json.dumps({"do": what, "name": name, "directory": str(directory or "")}) + "\n")
             self._lines.flush()
@@ -110,19 +116,20 @@ class Client:
         if took is not None:
             took.wall_s.append(json.loads(answer)["wall_s"])
             took.cpu_s.append(cpu_seconds(pid) - cpu_s)
+            took.server_cpu_s.append(self._server_cpu_s() - server_cpu_s)
             took.peak_mib.append(peak_mib(pid))
 
 
 @contextmanager
 def running_client(
-    whose: str, side: Side, directory: Path, storage: str, shape: Shape, environment: Mapping[str, str]
+    whose: str, side: Side, directory: Path, storage: str, shape: Shape, server: ObjectServer
 ) -> Iterator[Client]:
     """Starts a library, and ends it with all that it started.
 
     Args:
         directory: Of the measure's own; its path is short.
         storage: Where the runs are to lie.
-        environment: What tells it of the server.
+        server: Which it talks to.
 
     Raises:
         JobError: It does not start.
@@ -131,7 +138,7 @@ def running_client(
     temporary.mkdir()
     arguments = [str(address), storage, str(shape.num_files), str(shape.file_bytes)]
     command = [side.python, str(JOBS / "object_client.py"), side.name, str(directory), *arguments]
-    variables = {**os.environ, **side.environment, **environment, "TMPDIR": str(temporary)}
+    variables = {**os.environ, **side.environment, **server.environment, "TMPDIR": str(temporary)}
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
         listener.listen(1)
@@ -143,7 +150,7 @@ def running_client(
                 raise JobError(f"{whose} did not start; it said:\n{end_of(log)}") from None
             connection.settimeout(_ANSWER_S)
             with connection, connection.makefile("rw") as lines:
-                yield Client(whose, process, lines, log)
+                yield Client(whose, process, lines, log, server.cpu_seconds)
             # Told by the end of the connection; a worker is to end before its driver is killed.
             _await_end(process)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.process import JobError
+from benchmarks.process import JobError, cpu_seconds
 from servers.ceph import running_ceph
 from servers.link import running_link
 from servers.process import ServerError
@@ -26,11 +26,13 @@ class ObjectServer:
         endpoint: Where the libraries reach it.
         near: Where it is reached without a link, to look what is there.
         forget_deleted: Frees what deleted objects still take.
+        pids: Of its processes.
     """
 
     endpoint: str
     near: str
     forget_deleted: Callable[[], None]
+    pids: Sequence[int]
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -46,6 +48,10 @@ class ObjectServer:
             "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
             "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
         }
+
+    def cpu_seconds(self) -> float:
+        """What its processes have used."""
+        return sum(map(cpu_seconds, self.pids))
 
     def size_bytes(self, prefix: str) -> int:
         """What all objects below a prefix have together."""
@@ -91,7 +97,7 @@ def running_server(directory: Path, *, is_far: bool = False) -> Iterator[ObjectS
             ceph.add_user("bench", _KEY, _SECRET)
             near = f"http://127.0.0.1:{ceph.port}"
             far = f"http://127.0.0.1:{stack.enter_context(running_link(ceph.port))}" if is_far else near
-            server = ObjectServer(far, near, ceph.forget_deleted)
+            server = ObjectServer(far, near, ceph.forget_deleted, ceph.pids)
             _make_bucket(server)
             yield server
     except ServerError as error:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +77,12 @@ class Ceph:
     Attributes:
         port: Its gateway's, on 127.0.0.1.
         settings: The file of its settings.
+        pids: Of its processes.
     """
 
     port: int
     settings: Path
+    pids: Sequence[int]
 
     def add_user(self, name: str, key: str, secret: str) -> None:
         """Adds a user with these keys, who owns nothing.
@@ -144,13 +146,15 @@ def running_ceph(directory: Path, *, memory_bytes: int, forgets: bool = True) ->
     with ExitStack() as stack:
         _run("monmaptool", "--create", "--addv", "a", addresses, "--fsid", fsid, str(monitors))
         _run("ceph-mon", *conf, "--mkfs", "-i", "a", "--monmap", str(monitors))
-        stack.enter_context(running([_found("ceph-mon"), *conf, "-f", "-i", "a"], directory / "mon.a.out"))
+        monitor_command = [_found("ceph-mon"), *conf, "-f", "-i", "a"]
+        processes = [stack.enter_context(running(monitor_command, directory / "mon.a.out"))]
         _run("ceph", *conf, "osd", "new", storage_id)
         _run("ceph-osd", *conf, "-i", "0", "--mkfs", "--osd-uuid", storage_id)
-        stack.enter_context(running([_found("ceph-osd"), *conf, "-f", "-i", "0"], directory / "osd.0.out"))
+        storage_command = [_found("ceph-osd"), *conf, "-f", "-i", "0"]
+        processes.append(stack.enter_context(running(storage_command, directory / "osd.0.out")))
         command = [_found("radosgw"), *conf, "-f", "-n", "client.rgw"]
-        stack.enter_context(running(command, directory / "client.rgw.out", port=gateway))
-        yield Ceph(gateway, settings)
+        processes.append(stack.enter_context(running(command, directory / "client.rgw.out", port=gateway)))
+        yield Ceph(gateway, settings, [process.pid for process in processes])
 
 
 def _found(program: str) -> str:
