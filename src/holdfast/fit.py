@@ -29,7 +29,7 @@ from holdfast.errors import (
     TrainingInterrupted,
     WorkerGroupError,
 )
-from holdfast.interrupts import StopRequests
+from holdfast.interrupts import StopRequests, exit_by_signal_where_uncaught
 from holdfast.metrics import decode_metrics
 from holdfast.origin import Origin
 from holdfast.persistence.layout import validation_log_key
@@ -99,6 +99,8 @@ class Fit:
             return self._run()
         except BaseException as raised:
             error = raised
+            if isinstance(raised, TrainingInterrupted):
+                exit_by_signal_where_uncaught()
             raise
         finally:
             if self._origin is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 
+from holdfast.errors import TrainingInterrupted
 from holdfast.nudge import Nudge
 
 Handler = Callable[[int], None]
@@ -109,6 +111,25 @@ class StopRequests:
         own, self._own = self._own, None
         if own is not None:
             own()
+
+
+def exit_by_signal_where_uncaught() -> None:
+    """From now on a `TrainingInterrupted` that ends the script ends it with the status that shells know: 130 for Ctrl-C, 143 for SIGTERM.
+
+    Python gives it to no class but KeyboardInterrupt itself; and a SystemExit, which has a status, would end an interactive session, too.
+    """
+    if not isinstance(sys.excepthook, _ExitBySignal):
+        sys.excepthook = _ExitBySignal(sys.excepthook)
+
+
+class _ExitBySignal:
+    def __init__(self, show: Callable[[type[BaseException], BaseException, TracebackType | None], object]) -> None:
+        self._show = show
+
+    def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        self._show(kind, error, traceback)
+        if isinstance(error, TrainingInterrupted) and not hasattr(sys, "ps1"):
+            raise SystemExit(128 + error.signum)
 
 
 def _or_default(handler: signal._HANDLER) -> signal._HANDLER:

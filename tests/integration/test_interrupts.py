@@ -119,6 +119,17 @@ def test_a_signal_that_comes_just_before_the_function_waits_is_seen(tmp_path):
     assert out == "interrupted 15\n"
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_script_that_catches_nothing_ends_with_the_status_of_the_signal(tmp_path, signum):
+    script = SCRIPT.replace("except train.TrainingInterrupted", "except ArithmeticError")
+    with running(tmp_path, script=script) as driver:
+        driver.send_signal(signum)
+        driver.communicate(timeout=LIMIT_S)
+        last = driver.said().splitlines()[-1]
+    assert driver.returncode == 128 + signum
+    assert last.startswith("holdfast.errors.TrainingInterrupted: run 'run' was stopped by SIG")
+
+
 LOST_IN_WORKER = """
 import ctypes, functools, operator, signal, sys, time
 from collections import deque

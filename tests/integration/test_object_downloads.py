@@ -15,10 +15,12 @@ from holdfast.errors import DamagedCheckpointError, StorageInterruptedError
 from holdfast.persistence.download import fetch
 from holdfast.persistence.download_parts import FileInParts
 from holdfast.persistence.manifest import read_manifest
+from holdfast.persistence.verify import find_damage
 from holdfast.records import Manifest
 from holdfast.stores import open_store
 from holdfast.stores.base import Store
 from holdfast.stores.object_client import Client
+from holdfast.stores.object_memory import budget
 from holdfast.stores.object_store import ObjectStore
 from support.runs import open_run, report
 from support.s3_proxy import Fault, Proxy
@@ -59,6 +61,19 @@ def test_a_large_file_comes_in_parts_each_byte_once(stored: Stored, proxy: Proxy
     assert (tmp_path / "out/deep/large").stat().st_mode & 0o777 == mode
     assert proxy.count("GET", "/deep/large") == 3
     assert proxy.count("GET", "/other") == 3
+
+
+def test_who_only_compares_asks_for_each_byte_once_within_the_same_memory(stored: Stored, proxy: Proxy) -> None:
+    store, manifest = stored({"large": LARGE, "other": LARGE[: 17 << 20], "small": b"1"})
+    (changed,) = [file for file in manifest.files if file.path == "other"]
+    digest = f"{(changed.digest or '')[:-1]}?"
+    altered = [msgspec.structs.replace(file, digest=digest) if file is changed else file for file in manifest.files]
+    (damage,) = find_damage(store, "", msgspec.structs.replace(manifest, files=tuple(altered)))
+    assert str(damage) == f"other: its content changed: {changed.digest} instead of {digest}"
+    assert proxy.count("GET", "/large") == 3
+    assert proxy.count("GET", "/other") == 3
+    assert budget().try_take(budget().limit_bytes)
+    budget().give_back(budget().limit_bytes)
 
 
 def test_a_part_that_breaks_off_goes_on_where_it_broke(stored: Stored, proxy: Proxy, tmp_path: Path) -> None:

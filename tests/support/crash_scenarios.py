@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from holdfast.config import CheckpointConfig
-from holdfast.persistence import metrics_log, segments
+from holdfast.persistence import layout, metrics_log, segments
 from holdfast.persistence.metrics_log import MetricsLog, encode_line
 from holdfast.persistence.writer import RunWriter
 from holdfast.stores import open_store
@@ -62,7 +62,7 @@ def config(story: str) -> CheckpointConfig:
     """How a story keeps its checkpoints."""
     if story == "validating":
         return CheckpointConfig(1, "score")
-    return CheckpointConfig(1) if story in ("deleting", "reusing", "unlogged") else CheckpointConfig()
+    return CheckpointConfig(1) if story in ("deleting", "reusing", "unlogged", "relogging") else CheckpointConfig()
 
 
 def _report(writer: RunWriter, index: int, tell: Tell, name: str | None = None) -> None:
@@ -124,6 +124,21 @@ def _reopening(store: Store, tell: Tell) -> None:
     writer.close()
 
 
+def _relogging(store: Store, tell: Tell) -> None:
+    """A second driver makes the lines anew that the first one had no time to write, and deletes what it need not keep."""
+    plain = store.__dict__["_store"]
+    first = open_run(plain)  # this part is not what dies
+    for index in (1, 2):
+        _report(first, index, tell)
+    first.close()
+    for entry in plain.list(layout.METRICS):
+        plain.delete(entry.key)
+    metrics_log._FLUSH_S = 3600.0
+    writer = open_run(store, CheckpointConfig(1))
+    _report(writer, 3, tell)
+    writer.close()
+
+
 def _validating(store: Store, tell: Tell) -> None:
     """All are kept until they have a score; then the best, which is the first, and the latest."""
     writer = open_run(store, config("validating"))
@@ -160,6 +175,7 @@ STORIES = {
     "unlogged": _unlogged,
     "reusing": _reusing,
     "reopening": _reopening,
+    "relogging": _relogging,
     "validating": _validating,
 }
 

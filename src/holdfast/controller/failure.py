@@ -16,14 +16,22 @@ from holdfast.worker import protocol, returned
 _FOLLOWING_CHARACTERS = 100
 # `[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] `
 _SOURCE = re.compile(r"\A\[[^]\s]+\.\w+:\d+\]\s*")
-# As gloo, NCCL, torch's store, LightGBM and XGBoost say it when the process at the other end is gone. None of them raises an OSError.
+# `module.Type: text` of an error that is known to come from a collective: others talk to stores and databases, which are no ranks. gloo's
+# come as errors of any type.
+_COLLECTIVE = re.compile(
+    r"(?s)\A(torch\.distributed\.Dist\w*Error: |lightgbm\.basic\.LightGBMError: Socket |xgboost\.core\.XGBoostError: .*/src/collective/)"
+    r"|/gloo/[^]\s]+\.\w+:\d+\]|\bNCCL error\b"
+)
+# As they say it when the process at the other end is gone.
 _LOST = re.compile(
     r"(?i)connection (was likely )?(closed|reset|refused|aborted|lost)|broken pipe|socket closed|remote process exited|ncclRemoteError"
 )
 
 
 def _has_lost(error: BaseException) -> bool:
-    return not isinstance(error, OSError) and _LOST.search(str(error)) is not None
+    kind = "" if isinstance(error, WorkerError) else f"{type(error).__module__}.{type(error).__qualname__}: "
+    text = f"{kind}{error}"
+    return _COLLECTIVE.search(text) is not None and _LOST.search(text) is not None
 
 
 class WorkerError(HoldfastError):

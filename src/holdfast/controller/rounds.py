@@ -111,7 +111,7 @@ class Rounds:
             found = self._open[ordinal] = (meeting, round_)
         found[1].add(rank, call)
         early = self._abandoned.pop(rank, None)
-        if early is not None and early.index == call.index:  # else it never came: a rank makes one after another
+        if early is not None and early.index == call.index:  # else it was refused: a rank makes one after another
             found[1].take(rank, early, [])
 
     def name_of(self, meeting: Meeting) -> str | None:
@@ -132,7 +132,7 @@ class Rounds:
     def take(self, rank: int, message: protocol.Files | protocol.Abandoned, descriptors: list[int]) -> None:
         """Files of a shard that a rank handed over open."""
         for meeting, round_ in list(self._open.values()):
-            # By the rank's own count: where an interrupt ended a report just before it was made, it differs from the others'.
+            # By the rank's own count: where it made a report while others made another call, it differs from theirs.
             call = meeting.calls.get(rank)
             if message.index == -1 or (isinstance(call, protocol.ReportCall) and message.index == call.index):
                 round_.take(rank, message, descriptors)

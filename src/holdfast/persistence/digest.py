@@ -11,7 +11,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
-from typing import BinaryIO
 
 import xxhash
 
@@ -116,19 +115,6 @@ def digest_fd(descriptor: int, size_bytes: int, hasher: FileHasher | None = None
         _Parts(descriptor, size_bytes, hasher).read()
     else:
         feed(hasher, descriptor, size_bytes)
-    return hasher.text()
-
-
-def digest_stream(stream: BinaryIO, *, like: str | None = None) -> str:
-    """The digest of all that a binary file still gives.
-
-    Args:
-        like: The digest that it will be compared with.
-    """
-    hasher = FileHasher(like=like)
-    view = _buffers.view
-    while num_bytes := stream.readinto(view):  # type: ignore[attr-defined]
-        hasher.update(view[:num_bytes])
     return hasher.text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import os
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from holdfast.errors import StorageError, StoreNotFoundError
 from holdfast.persistence import layout
-from holdfast.persistence.digest import FileHasher, digest_fd, digest_stream, is_known
+from holdfast.persistence.digest import FileHasher, digest_fd, is_known
 from holdfast.records import Manifest, StoredFile
 from holdfast.stores.base import Store
 
@@ -246,10 +247,14 @@ def _digest_local(path: str, file: StoredFile) -> str | None:
 
 
 def _digest_remote(store: Store, key: str, file: StoredFile) -> str | None:
+    hasher = FileHasher(like=file.digest)
     try:
-        with store.open_read(key) as stream:
-            return digest_stream(stream, like=file.digest)
+        # A generator of an object store has requests on their way, which end with it.
+        with contextlib.closing(store.chunks(key, file.size_bytes)) as chunks:
+            for chunk in chunks:
+                hasher.update(chunk)
     except StoreNotFoundError:
         return None
     except OSError as error:
         raise StorageError(f"Cannot read {store.url}/{key}: {error}") from error
+    return hasher.text()

@@ -52,6 +52,7 @@ class Sender:
         self._waiting: deque[Entry] = deque()
         self._num_left_out = 0
         self._ending: Ending | None = None
+        self._tracker: Tracker | None = None
         self._changed = threading.Condition()
         self._trouble: str | None = None
         self._num_calls = 0
@@ -83,14 +84,22 @@ class Sender:
         is_late = self._thread.is_alive()
         with self._changed:
             num_missing, trouble = self._num_left_out + len(self._waiting), self._trouble
+            is_open = self._tracker is not None
         if not num_missing and not is_late:
             return
-        reasons = [f"it had not taken everything after {timeout_s:g} s"] if is_late else []
+        reasons = [trouble] if trouble else []
+        if is_late:
+            late = "had not taken everything" if num_missing else "was not closed"
+            reasons.insert(0, f"it {late if is_open else 'was still starting'} after {timeout_s:g} s")
+            reasons.append(
+                "if the script ends before it has them, they are missing there for good; the end of fit() waits for as long as "
+                "flush_timeout_s of its callback says"
+            )
         logger.warning(
-            "%s lacks %d reports of this fit(), all of which the run itself has: %s",
+            "%s %s of this fit(), all of which the run itself has: %s",
             self._name,
-            num_missing,
-            "; ".join(reasons + ([trouble] if trouble else [])),
+            f"lacks {num_missing} reports" if num_missing else "may lack reports",
+            "; ".join(reasons),
         )
 
     def _work(self) -> None:
@@ -100,7 +109,6 @@ class Sender:
             self._is_over.set()
 
     def _carry(self) -> None:
-        tracker: Tracker | None = None
         pause_s = self._first_pause_s
         while True:
             with self._changed:
@@ -112,14 +120,14 @@ class Sender:
             is_away = False
             num_refused = 0
             try:
-                if tracker is None and entries:
+                if self._tracker is None and entries:
                     is_away = True
-                    tracker = self._open_tracker()
+                    self._tracker = self._open_tracker()
                     is_away = False
-                if tracker is not None and entries:
-                    tracker.log(entries)
-                elif tracker is not None and ending is not None:
-                    tracker.finish(ending)
+                if self._tracker is not None and entries:
+                    self._tracker.log(entries)
+                elif self._tracker is not None and ending is not None:
+                    self._tracker.finish(ending)
             except Exception as error:  # noqa: BLE001 - whatever a tracker's library raises, training goes on
                 is_away = is_away or (isinstance(error, OSError) and bool(entries))
                 num_refused = 0 if is_away else len(entries)
@@ -134,7 +142,7 @@ class Sender:
                 if ending is not None and (is_away or not entries):
                     return  # what is away at the end stays so
                 if is_away:
-                    tracker = None
+                    self._tracker = None
                     self._changed.wait_for(lambda: self._ending is not None, pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

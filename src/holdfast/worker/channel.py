@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import socket
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -32,6 +35,9 @@ class Channel:
     """Calls out, answers in; threads of one worker take turns to wait.
 
     An answer belongs to the call of its number. Wherever an interrupt ends a call, its answer is not taken for another's.
+
+    Attributes:
+        num_reports: How many reports were sent: as many as the controller has heard of, or will, wherever an interrupt ends one.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -41,6 +47,7 @@ class Channel:
         self._asked: weakref.WeakValueDictionary[int, Asked] = weakref.WeakValueDictionary()
         self._turn = threading.Lock()
         self._sending = threading.Lock()
+        self.num_reports = 0
 
     def ask(self, call: protocol.Call, meanwhile: Callable[[], None] | None = None) -> protocol.Answer:
         """Sends a call and waits for its answer.
@@ -87,19 +94,30 @@ class Channel:
         Raises:
             DriverLostError: The controller is gone.
         """
-        frame = protocol.frame(message)
+        frame, is_report = protocol.frame(message), isinstance(message, protocol.ReportCall)
         if len(frame) <= _CHUNK_BYTES or threading.current_thread() is not threading.main_thread():
-            self._send(frame)
+            self._send(frame, is_report)
             return
         # It may go in pieces, and an interrupt between two of them, which Python raises in the main thread alone, would leave half a frame.
+        right, done = threading.Lock(), threading.Event()
         errors: list[DriverLostError] = []
-        sender = threading.Thread(target=self._send_noting, args=(frame, errors), name="holdfast-send")
+
+        def run() -> None:
+            if right.acquire(blocking=False):
+                try:
+                    self._send(frame, is_report)
+                except DriverLostError as error:
+                    errors.append(error)
+                finally:
+                    done.set()
+
         try:
-            sender.start()
-            sender.join()
+            threading.Thread(target=run, name="holdfast-send", daemon=True).start()
+            done.wait()
         finally:
-            if sender.ident is not None:
-                sender.join()
+            # An interrupt may come while the thread is started, so that nobody knows whether it will run: then it sends nothing.
+            if not right.acquire(blocking=False):
+                done.wait()
         if errors:
             raise errors[0]
 
@@ -107,18 +125,18 @@ class Channel:
         """Waits for the next message of the controller, whatever its number."""
         return self._receive()
 
-    def _send(self, frame: bytes) -> None:
+    def _send(self, frame: bytes, is_report: bool) -> None:
         try:
             with self._sending:
-                self._socket.sendall(frame)
+                # C code calls both: an interrupt comes before them or after. `sendall` would look for one once all is sent.
+                send = functools.partial(self._socket.send, frame)
+                count = functools.partial(setattr, self, "num_reports", self.num_reports + is_report)
+                steps: list[Callable[[], Any]] = [send, count]
+                sent, _ = map(operator.call, steps)
+                if sent < len(frame):
+                    self._socket.sendall(memoryview(frame)[sent:])
         except OSError as error:
             raise DriverLostError(f"the driver of this worker is gone ({error})") from error
-
-    def _send_noting(self, frame: bytes, errors: list[DriverLostError]) -> None:
-        try:
-            self._send(frame)
-        except DriverLostError as error:
-            errors.append(error)
 
     def _await(self, asked: Asked) -> protocol.Answer:
         while asked.answer is None:

@@ -96,7 +96,6 @@ class WorkerState:
         saved_into: The directory that holds this rank's part of a state of all ranks, until it is reported.
         saved_files: The files of that part, as paths below the directory.
         resources: What other parts of the package keep as long as the function runs; closed at its end.
-        next_report: The index that the next call of `report` counts.
         checkpoint: The latest committed checkpoint, the same on every rank at every report; before there is one, the trainer's
             `resume_from`. As far as `unread` does not know better.
         unread: The last report, where it has returned before its answer came.
@@ -114,7 +113,6 @@ class WorkerState:
     saved_files: tuple[str, ...] = field(init=False, default=())
     resources: dict[str, Closeable] = field(init=False, default_factory=dict)
     context: TrainContext = field(init=False)
-    next_report: int = field(init=False)
     checkpoint: Checkpoint | None = field(init=False, default=None)
     unread: Asked | None = field(init=False, default=None)
     ignores_checkpoint: bool = field(init=False, default=False)
@@ -123,12 +121,16 @@ class WorkerState:
         self.storage = self.storage or unpack_storage(self.job.storage, self.job.storage_url)
         self.context = TrainContext(self.job, self.storage.filesystem)
         self.inbox = Inbox(self.files, self.committed)
-        self.next_report = self.job.first_report
         if self.job.checkpoint is not None:
             self.checkpoint = self.committed(self.job.checkpoint, self.job.kept)
         elif self.job.origin:
             self.checkpoint = unpack_checkpoint(self.job.origin)
         self.ignores_checkpoint = self.checkpoint is not None
+
+    @property
+    def next_report(self) -> int:
+        """The index that the next call of `report` counts, on every rank alike: one that was refused was made all the same."""
+        return self.job.first_report + self.channel.num_reports
 
     @property
     def run(self) -> Store:

@@ -105,7 +105,6 @@ def report(
         call = _with_state(state, call)
     if not waits:
         return _go_on(state, call, asked)
-    _count(state)
     answer = state.take(state.channel.ask(call))
     return PendingCheckpoint(state.checkpoint if answer.checkpoint is not None else None)
 
@@ -115,11 +114,6 @@ def _encoded(state: WorkerState, metrics: Mapping[str, Any]) -> bytes:
     if state.job.score_attribute is not None:
         score_of(decode_metrics(encoded), state.job.score_attribute)
     return encoded
-
-
-def _count(state: WorkerState) -> None:
-    """A report is made: before the wait, for one that is refused was made all the same, on every rank alike."""
-    state.next_report += 1
 
 
 def _go_on(state: WorkerState, call: protocol.ReportCall, asked: Asked | None) -> PendingCheckpoint:
@@ -134,7 +128,6 @@ def _go_on(state: WorkerState, call: protocol.ReportCall, asked: Asked | None) -
     pending = state.inbox.expect(call.index)
     shard = call.shard if call.hands_over else None
     if shard is None:
-        _count(state)
         state.take(state.channel.ask(call))
         return pending
     with contextlib.closing(HandOver(state.files, call.index, shard)) as files:
@@ -142,15 +135,16 @@ def _go_on(state: WorkerState, call: protocol.ReportCall, asked: Asked | None) -
             files.open_first()
         admitted = asked is not None and expect(state.channel.answer_to(asked), protocol.Admission).admitted
         try:
-            _count(state)
             if admitted:
                 state.unread = state.channel.ask_ahead(msgspec.structs.replace(call, admitted=True))
             else:
                 state.take(state.channel.ask(call, files.open_first))
             files.send()
         except BaseException as error:
-            # An interrupt, too: the function may go on after it, and the node would wait for the files for ever.
-            files.abandon(error)
+            # An interrupt, too: the function may go on after it, and the node would wait for the files for ever. Of a report that was
+            # not made it waits for none: they are those of the next.
+            if state.next_report > call.index:
+                files.abandon(error)
             raise
     if shard.remove:
         handed_over(state, layout.decode_path(shard.root))

@@ -3,9 +3,10 @@ from __future__ import annotations
 import traceback
 
 import cloudpickle
+import pytest
 
 from holdfast.controller.failure import WorkerError, by_cause, from_failed, in_full, summarise
-from holdfast.errors import WorkerDiedError
+from holdfast.errors import StorageError, WorkerDiedError
 from holdfast.worker import protocol
 
 
@@ -87,13 +88,63 @@ def test_a_connection_that_was_lost_is_told_after_what_it_was_lost_by() -> None:
 
 
 def test_a_lost_connection_follows_from_what_another_rank_failed_of() -> None:
-    lost = RuntimeError("[/src/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer")
+    lost = RuntimeError(f"{GLOO}Read error [127.0.0.1]:1: Connection reset by peer")
     assert summarise({0: lost, 1: ValueError("\nno")}).startswith(
         "rank 1: ValueError: no; rank 0 then lost its connection"
     )
-    # Where all have lost one, nobody's is known to be the cause; and a database's is no rank's.
+    # Where all have lost one, nobody's is known to be the cause.
     assert summarise({0: lost, 1: lost}).startswith("ranks 0 and 1: RuntimeError: Read error")
-    database = ConnectionRefusedError("connection refused by db:5432")
-    assert (
-        summarise({0: database, 1: database}) == "ranks 0 and 1: ConnectionRefusedError: connection refused by db:5432"
-    )
+
+
+def _error_of(kind: str, text: str) -> Exception:
+    module, _, name = kind.rpartition(".")
+    error: Exception = type(name, (Exception,), {"__module__": module})(text)
+    return error
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        RuntimeError(f"{GLOO}Connection closed by peer [127.0.0.1]:64153. This is typically caused by a remote worker"),
+        ValueError(
+            "UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+        ),
+        _error_of("torch.distributed.DistNetworkError", "Failed to recv, got 0 bytes. Connection was likely closed."),
+        _error_of(
+            "torch.distributed.DistBackendError",
+            "NCCL error in: /pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690, remote process exited or there was a network "
+            "error, NCCL version 2.21.5\nncclRemoteError: A call failed possibly due to a network error",
+        ),
+        _error_of("lightgbm.basic.LightGBMError", "Socket recv error, Connection reset by peer (code: 104)"),
+        _error_of(
+            "xgboost.core.XGBoostError",
+            "[16:59:27] /__w/xgboost/xgboost/src/collective/result.cc:83: [comm_group.cc:125|16:59:27]:\n\n- Failed to connect to the "
+            "tracker.\n- [socket.h:348|16:59:21]: Socket error. Connection refused",
+        ),
+        WorkerError("torch.distributed.DistNetworkError: sendBytes failed on SocketImpl(fd=5): Broken pipe"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_collectives_say_of_a_lost_connection_is_told_last(lost: Exception) -> None:
+    assert by_cause({0: lost, 1: ValueError("no luck")}) == [1, 0]
+    assert "; rank 0 then lost its connection (" in summarise({0: lost, 1: ValueError("no luck")})
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        RuntimeError("Socket closed while reading s3://bucket/data"),
+        ConnectionRefusedError("connection refused by db:5432"),
+        _error_of("asyncpg.exceptions.ConnectionDoesNotExistError", "connection was closed in the middle of operation"),
+        _error_of("lightgbm.basic.LightGBMError", "Could not open s3://bucket/data: connection reset"),
+        _error_of("xgboost.core.XGBoostError", "[16:56:43] /xgboost/src/data/data.cc:1: Connection reset by hdfs"),
+        WorkerError("RuntimeError: broken pipe to the tokenizer"),
+        StorageError("Cannot read s3://bucket/data: connection closed"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_connection_to_anything_else_is_a_failure_of_the_rank_itself(own: Exception) -> None:
+    lost, said = RuntimeError(f"{GLOO}Connection closed by peer [127.0.0.1]:64153"), f"{type(own).__name__}: {own}"
+    assert by_cause({0: own, 1: ValueError("no luck")}) == [0, 1]
+    assert summarise({0: own, 1: ValueError("no luck")}) == f"rank 0: {said}; rank 1: ValueError: no luck"
+    assert summarise({0: lost, 1: own}).startswith(f"rank 1: {said}; rank 0 then lost its connection")

@@ -82,6 +82,51 @@ def test_the_end_waits_no_longer_than_it_may(caplog):
     sender.finish(Ending.SUCCEEDED, LIMIT_S)
 
 
+def test_a_start_that_takes_longer_than_the_end_waits_is_told_with_what_is_missing_and_the_remedy(caplog):
+    gate, recorder = threading.Event(), Recorder()
+
+    def open_tracker():
+        gate.wait(LIMIT_S)
+        return recorder
+
+    sender = Sender("it", open_tracker)
+    sender.send(entry(0))
+    sender.send(entry(1))
+    sender.finish(Ending.SUCCEEDED, 0.01)
+    (end,) = warnings(caplog)
+    assert end.startswith(
+        "it lacks 2 reports of this fit(), all of which the run itself has: it was still starting after 0.01 s"
+    )
+    assert "flush_timeout_s" in end
+    gate.set()  # the script goes on, and they come after all
+    sender.finish(Ending.SUCCEEDED, LIMIT_S)
+    assert recorder.steps == [0, 1]
+    assert len(warnings(caplog)) == 1
+
+
+def test_one_that_has_taken_everything_and_does_not_close_may_lack_some(caplog):
+    closing, gate, recorder = threading.Event(), threading.Event(), Recorder()
+
+    def finish(ending):
+        closing.set()
+        gate.wait(LIMIT_S)
+
+    recorder.finish = finish
+    sender = Sender("it", lambda: recorder)
+    sender.send(entry(0))
+    sender.finish(Ending.SUCCEEDED, 0)
+    assert closing.wait(LIMIT_S)
+    caplog.clear()
+    sender.finish(Ending.SUCCEEDED, 0.01)
+    (end,) = warnings(caplog)
+    assert end.startswith(
+        "it may lack reports of this fit(), all of which the run itself has: it was not closed after 0.01 s"
+    )
+    assert "flush_timeout_s" in end
+    gate.set()
+    sender.finish(Ending.SUCCEEDED, LIMIT_S)
+
+
 def test_what_is_refused_is_told_of_at_once_and_counted_and_the_next_reports_are_tried(caplog):
     recorder = Recorder(refuses=(0, 1))
     sender = Sender("it", lambda: recorder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import socket
 import threading
@@ -94,9 +96,14 @@ def test_an_interrupt_leaves_no_half_of_a_large_call(ends):
     channel, driver = ends
     before = signal.signal(signal.SIGALRM, interrupted)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        reader = threading.Timer(0.3, lambda: found.extend(question(driver) for _ in range(2)))
         found = []
+
+        def read():
+            select.select([driver], [], [])  # no more of it goes before something is read
+            os.kill(os.getpid(), signal.SIGALRM)
+            found.extend(question(driver) for _ in range(2))
+
+        reader = threading.Thread(target=read)
         reader.start()
         with pytest.raises(KeyboardInterrupt):
             channel.send(protocol.ReportCall(1, b"x" * (4 << 20)))
@@ -105,6 +112,25 @@ def test_an_interrupt_leaves_no_half_of_a_large_call(ends):
     finally:
         signal.signal(signal.SIGALRM, before)
     assert [type(each) for each in found] == [protocol.ReportCall, protocol.BarrierCall]
+
+
+def test_a_large_call_whose_thread_an_interrupt_kept_from_beginning_is_not_sent_later(ends, monkeypatch):
+    channel, driver = ends
+    threads = []
+
+    def start_late(thread):
+        threads.append(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start_late)
+        with pytest.raises(KeyboardInterrupt):
+            channel.send(protocol.ReportCall(1, b"x" * (1 << 17)))
+    threads[0].start()
+    threads[0].join()
+    channel.send(protocol.BarrierCall())
+    assert isinstance(question(driver), protocol.BarrierCall)
+    assert channel.num_reports == 0
 
 
 def test_a_driver_that_is_gone_ends_every_wait(ends):
