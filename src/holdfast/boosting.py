@@ -24,6 +24,11 @@ _NAME = "RayTrainReportCallback"
 _reported: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
+def is_reported(model: Any) -> bool:
+    """Whether a callback reports the training of this model, as far as it has begun."""
+    return model in _reported
+
+
 class RoundReporter:
     """The part of a callback that reports a round; what calls it is the framework's."""
 
@@ -68,7 +73,7 @@ class RoundReporter:
         Raises:
             ConfigurationError: Another callback reports it.
         """
-        if model in _reported:
+        if is_reported(model):
             raise ConfigurationError(
                 f"{_NAME} is among the callbacks of one training twice, so each round would be reported twice; leave one of them out"
             )
