@@ -4,8 +4,8 @@ import traceback
 
 import cloudpickle
 
-from holdfast.controller.failure import WorkerError, by_cause, from_failed, in_full, summarise
-from holdfast.errors import WorkerDiedError
+from holdfast.controller.failure import WorkerError, are_mistakes, by_cause, from_failed, in_full, summarise
+from holdfast.errors import ConfigurationError, MetricsError, StateError, StorageAccessError, WorkerDiedError
 from holdfast.worker import protocol
 
 
@@ -97,3 +97,22 @@ def test_a_lost_connection_follows_from_what_another_rank_failed_of() -> None:
     assert (
         summarise({0: database, 1: database}) == "ranks 0 and 1: ConnectionRefusedError: connection refused by db:5432"
     )
+
+
+def test_what_the_same_code_does_again_is_told_from_what_may_pass() -> None:
+    mistakes = ConfigurationError("no such event"), MetricsError("is a set")
+    lost = RuntimeError("Connection closed by peer")
+    assert are_mistakes({0: mistakes[0]})
+    assert are_mistakes({0: lost, 1: mistakes[0], 2: mistakes[1]})
+    assert not are_mistakes({0: lost})
+    others = (
+        StateError("does not fit"),
+        StorageAccessError("no"),
+        ValueError("the script's"),
+        WorkerDiedError("rank 1 died"),
+    )
+    for other in others:
+        assert not are_mistakes({0: mistakes[0], 1: other})
+    passing = MetricsError("cannot be read")
+    passing.may_pass = True
+    assert not are_mistakes({0: from_failed(0, _failed(passing))})
