@@ -308,7 +308,7 @@ class Controller:
         self._callbacks.reported(attempt, report, decoded, opened)
 
     def _tell_if_forgotten(self, meeting: Meeting) -> None:
-        """The first report of an attempt shows whether any rank has asked for what the attempt is to go on from."""
+        """The first report of an attempt shows whether any rank has asked for what the attempt is to go on from, or read it."""
         begin, self._begin = self._begin, None
         if begin is None or self._told_forgotten:
             return
