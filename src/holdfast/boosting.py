@@ -24,6 +24,11 @@ _NAME = "RayTrainReportCallback"
 _reported: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
+def is_reported(model: Any) -> bool:
+    """Whether a callback reports the training of this model, as far as it has begun."""
+    return model in _reported
+
+
 class RoundReporter:
     """The part of a callback that reports a round; what calls it is the framework's."""
 
@@ -43,7 +48,8 @@ class RoundReporter:
             metrics: One name or a list of those to report, or a dict of new names to the framework's. None: all.
             filename: The model's file in a checkpoint; None: `CHECKPOINT_NAME`. XGBoost takes the format from its ending (`.ubj`, `.json`).
             frequency: A checkpoint each time that the model has so many rounds more, those before a resume counted. 0: none before the end.
-            checkpoint_at_end: A checkpoint of the finished model. LightGBM does not tell of an end by early stopping: set `frequency` there.
+            checkpoint_at_end: A checkpoint of the finished model. LightGBM does not tell of an end by an early stopping of its own: set
+                `frequency` there, or give this callback `early_stopping`.
             results_postprocessing_fn: Takes the chosen metrics and returns those to report.
 
         Raises:
@@ -68,15 +74,13 @@ class RoundReporter:
         Raises:
             ConfigurationError: Another callback reports it.
         """
-        if model in _reported:
+        if is_reported(model):
             raise ConfigurationError(
                 f"{_NAME} is among the callbacks of one training twice, so each round would be reported twice; leave one of them out"
             )
         _reported.add(model)
-        state, checkpoint = current(_NAME), get_checkpoint()
-        # A later training of the same function begins anew on purpose.
-        is_first = state.next_report == state.job.first_report
-        if num_rounds > 0 or checkpoint is None or not is_first or get_context().get_world_rank() != 0:
+        checkpoint = self._resumable()
+        if num_rounds > 0 or checkpoint is None or get_context().get_world_rank() != 0:
             return
         if any(file.path == self._filename for file in checkpoint.files()):
             _LOG.warning(
@@ -86,6 +90,11 @@ class RoundReporter:
                 resume_by,
                 _NAME,
             )
+
+    def _resumable(self) -> Checkpoint | None:
+        """The checkpoint that a training may go on from; None for a later one of the same function, which begins anew on purpose."""
+        state, checkpoint = current(_NAME), get_checkpoint()
+        return checkpoint if state.next_report == state.job.first_report else None
 
     def _is_due(self, num_rounds: int) -> bool:
         return self._frequency > 0 and num_rounds % self._frequency == 0
@@ -112,4 +121,8 @@ class RoundReporter:
             return
         with staging_directory() as directory:
             model.save_model(Path(directory, self._filename))
+            self._add(directory, model)
             yield Checkpoint.from_directory(directory)
+
+    def _add(self, directory: str, model: Any) -> None:
+        """Puts what else is to be remembered beside the model."""

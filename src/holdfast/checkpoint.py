@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +31,14 @@ _log = logging.getLogger("holdfast")
 _NAMED_DAMAGES = 3
 # What `open` copies before it gives the first byte; of larger files the store is asked for what is read.
 _COPIED_BYTES = 16 * 1024 * 1024
+# Is told the path of whatever is read in this process: a worker has to know whether its function goes on from a checkpoint.
+_listener: Callable[[str], None] | None = None
+
+
+def listen(listener: Callable[[str], None] | None) -> None:
+    """From now on has it told the path of each checkpoint that is read in this process; None ends that."""
+    global _listener
+    _listener = listener
 
 
 class Checkpoint:
@@ -150,6 +158,7 @@ class Checkpoint:
             DamagedCheckpointError: Its bytes are not those that were reported; the text names the files.
             WaitTimeoutError: Another process did not finish its download in time.
         """
+        self._tell()
         local = self._store.local_path()
         if local is not None:
             self._require()
@@ -179,6 +188,7 @@ class Checkpoint:
         """
         from holdfast.persistence.download import copy_to
 
+        self._tell()
         if path is None:
             import tempfile
 
@@ -213,6 +223,7 @@ class Checkpoint:
             StoreNotFoundError: There is no such file.
             ConfigurationError: The name leads out of the checkpoint.
         """
+        self._tell()
         parts = os.fspath(name).split("/")
         root = self._store.local_path()
         is_inside = not any(part in ("", ".", "..") for part in parts) and "\0" not in name
@@ -266,6 +277,7 @@ class Checkpoint:
         Raises:
             FormatError: What lies there is no JSON object.
         """
+        self._tell()
         try:
             data = self._store.read(layout.METADATA)
         except StoreNotFoundError:
@@ -304,6 +316,10 @@ class Checkpoint:
         if not isinstance(metadata, Mapping):
             raise TypeError(f"Metadata must be a mapping, not {type(metadata).__name__}")
         self.set_metadata({**self.get_metadata(), **metadata})
+
+    def _tell(self) -> None:
+        if _listener is not None:
+            _listener(self.path)
 
     def _require(self) -> None:
         local = self._store.local_path()

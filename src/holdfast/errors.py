@@ -55,9 +55,14 @@ class HoldfastError(Exception):
 
 
 class ConfigurationError(HoldfastError, ValueError):
-    """A configuration that cannot work."""
+    """A configuration that cannot work.
+
+    Attributes:
+        may_pass: The same call may succeed later with nothing changed in the program: the error tells of what lies in storage by now.
+    """
 
     kind = "configuration"
+    may_pass: bool = False
 
 
 class ResourceError(ConfigurationError):
@@ -85,9 +90,14 @@ class ReportError(HoldfastError):
 
 
 class MetricsError(ReportError, TypeError):
-    """A metric that cannot be stored; the text names its key."""
+    """A metric that cannot be stored; the text names its key.
+
+    Attributes:
+        may_pass: The same call may succeed later with nothing changed in the program: a library failed to give the value.
+    """
 
     kind = "metrics"
+    may_pass: bool = False
 
 
 class CheckpointSourceError(ReportError, ValueError):

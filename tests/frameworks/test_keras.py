@@ -248,12 +248,13 @@ def work(config):
             super().on_epoch_end(epoch, logs)
             seen.append(epoch)
 
-    def fit(validation_freq=1, initial_epoch=0, **options):
+    def fit(validation_freq=1, initial_epoch=0, others=(), **options):
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         model.compile("sgd", "mse", metrics=["mae"])
         data = x, x[:, :1]
         fitted = {"epochs": 2, "initial_epoch": initial_epoch, "validation_data": data, "validation_freq": validation_freq}
-        model.fit(*data, batch_size=4, verbose=0, callbacks=[Own(**options)], **fitted)
+        callbacks = [Own(**options), *(ReportCheckpointCallback(**each) for each in others)]
+        model.fit(*data, batch_size=4, verbose=0, callbacks=callbacks, **fitted)
 
     x = np.ones((8, 2), "float32")
     for options in json.loads(sys.argv[1]):
@@ -296,8 +297,9 @@ def test_events_and_metrics_are_those_that_were_asked_for_without_tensorflow(tmp
             "metrics": "loss",
             "initial_epoch": 2,
         },  # resumed, and there is nothing left to do
+        {"checkpoint_on": "train_end", "report_metrics_on": [], "others": [{"checkpoint_on": [], "metrics": "loss"}]},
     ]
-    refused = [{"metrics": "accuracy"}, {"checkpoint_on": "end_of_epoch"}]
+    refused = [{"metrics": "accuracy"}, {"checkpoint_on": "end_of_epoch"}, {"others": [{}]}]
     done = subprocess.run(
         [sys.executable, "-c", IN_PROGRAM, json.dumps(cases), json.dumps(refused), str(tmp_path)],
         env={**os.environ, "KERAS_BACKEND": "torch"},
@@ -316,16 +318,18 @@ def test_events_and_metrics_are_those_that_were_asked_for_without_tensorflow(tmp
         *[["loss", "mae"], everything, ends],
         *[["loss"], ["error", "loss"], ends],
         ends,
+        *[["loss"], ["loss"], everything, ends],
     ]
-    assert found["initial"] == [1, 2, 2, 0, 0, 1, 1]
-    assert found["epochs"] == [*[0, 1] * 6, 0]  # the last is of the metric that was refused
+    assert found["initial"] == [1, 2, 2, 0, 0, 1, 1, 2]
+    assert found["epochs"] == [*[0, 1] * 7, 0]  # the last is of the metric that was refused
     assert found["isolated"]
     assert done.stderr.count("'val_loss' cannot be reported") == 1
-    (metric, about_metric), (event, about_event) = found["errors"]
-    assert (metric, event) == (MetricsError.__name__, ConfigurationError.__name__)
+    (metric, about_metric), (event, about_event), (twice, about_twice) = found["errors"]
+    assert (metric, event, twice) == (MetricsError.__name__, ConfigurationError.__name__, ConfigurationError.__name__)
     assert "'accuracy'" in about_metric
     assert "'val_mae'" in about_metric
     assert "'epoch_end'" in about_event
+    assert "reported twice; leave one of them out" in about_twice
 
 
 def test_what_cannot_work_is_refused_at_once() -> None:

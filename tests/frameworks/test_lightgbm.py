@@ -149,3 +149,104 @@ def test_the_metrics_of_a_cross_validation_have_mean_and_deviation(tmp_path: Pat
 def test_lightgbm_is_imported_when_it_is_needed() -> None:
     program = "import sys, holdfast.lightgbm; assert 'lightgbm' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def noise(config: dict[str, Any]) -> dict[str, Any]:
+    """Trains on what can hardly be learnt, so that early stopping ends it; what is left of the training."""
+    import lightgbm
+    import numpy as np
+
+    checkpoint = train.get_checkpoint()
+    model = RayTrainReportCallback.get_model(checkpoint) if checkpoint else None
+    done = model.current_iteration() if model else 0
+
+    def kill(env: Any) -> None:
+        if checkpoint is None and env.iteration == config["killed_at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    kill.order = 50  # type: ignore[attr-defined] # behind what is reported
+    random = np.random.default_rng(3)
+    rows = random.random((160, 3))
+    target = rows[:, 0] + random.normal(size=160)
+    data = lightgbm.Dataset(rows[:100], target[:100])
+    stopping = lightgbm.early_stopping(config["patience"], min_delta=0.001, verbose=False)
+    booster = lightgbm.train(
+        {"objective": "l2", "metric": ["l2", "l1"], "num_leaves": 4, "verbosity": -1, "num_threads": 1},
+        data,
+        60 - done,
+        valid_sets=[data, lightgbm.Dataset(rows[100:], target[100:], reference=data)],
+        init_model=model,
+        callbacks=[RayTrainReportCallback(frequency=2, early_stopping=stopping), kill],
+        keep_training_booster=True,  # else the rounds after the best are taken away
+    )
+    return {
+        "done": done,
+        "best": booster.best_iteration,
+        "score": dict(booster.best_score["valid_1"]),
+        "rounds": booster.current_iteration(),
+        "trees": booster.model_to_string(num_iteration=-1).partition("\nparameters:")[0],
+    }
+
+
+def fit_noise(tmp_path: Path, name: str, killed_at: int = -1, patience: int = 6) -> train.Result:
+    return train.DataParallelTrainer(
+        noise,
+        train_loop_config={"killed_at": killed_at, "patience": patience},
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(
+            name=name, storage_path=tmp_path, progress="quiet", failure_config=FailureConfig(max_failures=1)
+        ),
+    ).fit()
+
+
+def test_early_stopping_goes_on_after_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calm = fit_noise(tmp_path, "calm")
+    ended = calm.return_value
+    assert 4 < ended["best"] == ended["rounds"] - 6 < 50
+    # Once before the best round and once after it, which is then of before the resume.
+    for killed_at in (ended["best"] - 3, ended["best"] + 3):
+        hit = fit_noise(tmp_path, f"hit-{killed_at}", killed_at)
+        assert hit.return_value["done"] == (killed_at + 1) // 2 * 2
+        assert {**hit.return_value, "done": 0} == ended
+        assert hit.metrics == calm.metrics
+        assert RayTrainReportCallback.get_model(hit.checkpoint).current_iteration() == ended["rounds"]
+    # What has ended stays as it is when somebody fits it again, unless it is given more patience.
+    again = fit_noise(tmp_path, "calm")
+    assert {**again.return_value, "done": 0} == ended
+    assert again.metrics == calm.metrics
+    assert fit_noise(tmp_path, "calm", patience=12).return_value["rounds"] > ended["rounds"]
+    assert "begins anew" not in caplog.text
+
+
+def test_early_stopping_that_cannot_go_on_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def work() -> None:
+        import lightgbm
+        import numpy as np
+
+        rows = np.arange(80.0).reshape(40, 2)
+        data = lightgbm.Dataset(rows, rows[:, 0] / 10, free_raw_data=False)
+        valid = lightgbm.Dataset(rows, rows[:, 0] / 10, reference=data, free_raw_data=False)
+        checkpoint = train.get_checkpoint()
+        stopping = lightgbm.early_stopping(3, verbose=False) if checkpoint else None
+        lightgbm.train(
+            {"verbosity": -1, "num_threads": 1, "min_data_in_leaf": 2},
+            data,
+            2,
+            valid_sets=[valid],
+            init_model=RayTrainReportCallback.get_model(checkpoint) if checkpoint else None,
+            callbacks=[RayTrainReportCallback(early_stopping=stopping)],
+        )
+
+    def fit_here() -> None:
+        config = RunConfig(name="here", storage_path=tmp_path, progress="quiet")
+        train.DataParallelTrainer(work, scaling_config=ScalingConfig(num_workers=0), run_config=config).fit()
+
+    fit_here()
+    assert "begins anew" not in caplog.text
+    fit_here()
+    assert "Early stopping begins anew" in caplog.text
+    caplog.clear()
+    fit_here()
+    assert "begins anew" not in caplog.text
+    with pytest.raises(train.ConfigurationError, match=r"write lightgbm\.early_stopping\(\.\.\.\)"):
+        RayTrainReportCallback(early_stopping=10)  # type: ignore[arg-type]

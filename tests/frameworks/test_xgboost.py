@@ -193,6 +193,27 @@ def test_early_stopping_goes_on_after_a_resume(
     assert "stopped early already" in caplog.text
 
 
+def test_early_stopping_that_would_judge_what_is_stored_already_is_refused(tmp_path: Path) -> None:
+    def work() -> None:
+        import numpy as np
+        import xgboost
+
+        from holdfast.xgboost import EarlyStopping, RayTrainReportCallback
+
+        data = xgboost.DMatrix(np.arange(80.0).reshape(40, 2), np.arange(40.0))
+        for order in (1, -1):
+            callbacks = [EarlyStopping(rounds=5), RayTrainReportCallback(frequency=1)][::order]
+            xgboost.train({"nthread": 1}, data, 2, evals=[(data, "train")], callbacks=callbacks, verbose_eval=False)
+
+    with pytest.raises(train.WorkerGroupError, match="put EarlyStopping first"):
+        XGBoostTrainer(
+            work,
+            scaling_config=ScalingConfig(num_workers=0),
+            run_config=RunConfig(name="behind", storage_path=tmp_path, progress="quiet"),
+        ).fit()
+    assert len(train.Run(tmp_path / "behind").reports()) == 2
+
+
 def test_what_cannot_work_is_refused_at_once() -> None:
     with pytest.raises(train.ConfigurationError, match="rabit"):
         XGBoostConfig(xgboost_communicator="federated")  # type: ignore[arg-type]

@@ -404,3 +404,37 @@ def test_what_was_reported_asynchronously_is_there_although_the_function_raises_
     with pytest.raises(train.WorkerGroupError) as caught:
         run(loop, tmp_path, workers=1)
     assert caught.value.result.checkpoint.verify() == []
+
+
+@pytest.mark.parametrize("max_failures", [-1, 5])
+def test_a_mistake_that_would_be_made_again_at_once_is_not_repeated(tmp_path, max_failures):
+    def loop():
+        if train.get_checkpoint() is None:
+            with tempfile.TemporaryDirectory() as directory:
+                Path(directory, "file").touch()
+                train.report({}, Checkpoint(directory))
+        train.report({"ids": {1}})
+
+    with pytest.raises(train.WorkerGroupError) as caught:
+        run(loop, tmp_path, workers=0, max_failures=max_failures)
+    # The first attempt had got somewhere, the second does not get further.
+    assert (
+        f"failed after 2 attempts (FailureConfig.max_failures={max_failures}; not repeated, as the same code would make the same mistake at "
+        "once): rank 0: MetricsError"
+    ) in str(caught.value)
+    assert isinstance(caught.value.worker_failures[0], train.MetricsError)
+
+
+def test_what_storage_may_have_later_is_asked_for_again(tmp_path):
+    tries = []
+
+    def loop():
+        tries.append(1)
+        if len(tries) == 1:
+            with tempfile.TemporaryDirectory() as directory:
+                Path(directory, "file").touch()
+                train.report({"loss": 1}, Checkpoint(directory))
+        train.Run(tmp_path / "run").best("accuracy" if len(tries) < 3 else "loss", "min")
+
+    run(loop, tmp_path, workers=0, max_failures=2)
+    assert len(tries) == 3

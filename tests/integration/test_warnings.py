@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import holdfast as train
+from holdfast import Checkpoint
 
 SCRIPT = """
 import errno, logging, sys, tempfile
@@ -106,6 +108,25 @@ def test_a_function_that_asked_is_told_nothing(tmp_path, capfd, how, workers):
     with pytest.raises(train.WorkerGroupError):
         fit(asks(how), tmp_path, workers=workers, failures=1)
     assert "did not ask" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("read", ["the run's", "another's", "one to be reported"])
+def test_who_reads_a_checkpoint_of_this_run_has_asked_for_it(tmp_path, capfd, read):
+    fit(lambda: report_model(1), tmp_path)
+    fit(lambda: report_model(1), tmp_path / "other")
+
+    def loop():
+        with train.staging_directory() as staged:
+            Path(staged, "model-0").write_text("weights")
+            place = tmp_path / "run" if read == "the run's" else tmp_path / "other" / "run"
+            found = train.Run(os.path.relpath(place)).latest.checkpoint
+            opened = Checkpoint(staged) if read == "one to be reported" else found
+            with opened.as_directory() as directory:
+                assert Path(directory, "model-0").read_text() == "weights"
+        report_model(2)
+
+    fit(loop, tmp_path)
+    assert ("did not ask" in capfd.readouterr().err) == (read != "the run's")
 
 
 def test_a_function_that_reports_nothing_and_returns_nothing_is_told_of(tmp_path, capfd):

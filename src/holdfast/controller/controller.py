@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.controller.attempt import Attempt
 from holdfast.controller.callbacks import Callbacks
-from holdfast.controller.failure import by_cause, in_full, signal_name, summarise
+from holdfast.controller.failure import are_mistakes, by_cause, in_full, signal_name, summarise
 from holdfast.controller.limits import Limits
 from holdfast.controller.report_log import metrics_of
 from holdfast.controller.score_watch import ScoreWatch
@@ -56,6 +56,7 @@ class Outcome:
         signum: The signal that stopped it.
         attempts: How many groups were started.
         has_reported: Whether every rank has made a report, though perhaps it could not be stored.
+        is_lasting: Whether the failures are such that another attempt would meet them again at once.
     """
 
     metrics: bytes | None = None
@@ -65,6 +66,7 @@ class Outcome:
     signum: int | None = None
     attempts: int = 0
     has_reported: bool = False
+    is_lasting: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -179,8 +181,9 @@ class Controller:
                 return outcome
             false_starts = 0
             outcome.attempts += 1
+            has_reported = attempt.next_report > first_report
             number, first_report = number + 1, attempt.next_report
-            outcome.has_reported |= first_report > self._writer.first_report
+            outcome.has_reported |= has_reported
             ends = attempt.ends
             outcome.failures = ends.failures or ends.aftermath
             if ends.interrupted and outcome.signum is None:
@@ -192,7 +195,9 @@ class Controller:
                 return outcome
             failures += 1
             limit = self._failure_config.max_failures
-            restart = limit < 0 or failures <= limit
+            # After a report the next attempt may begin further on, and whether it gets there again nobody knows.
+            outcome.is_lasting = are_mistakes(outcome.failures) and not has_reported
+            restart = (limit < 0 or failures <= limit) and not outcome.is_lasting
             self._tell_failure(attempt.number, outcome.failures, restart)
             if not restart:
                 return outcome
@@ -303,7 +308,7 @@ class Controller:
         self._callbacks.reported(attempt, report, decoded, opened)
 
     def _tell_if_forgotten(self, meeting: Meeting) -> None:
-        """The first report of an attempt shows whether any rank has asked for what the attempt is to go on from."""
+        """The first report of an attempt shows whether any rank has asked for what the attempt is to go on from, or read it."""
         begin, self._begin = self._begin, None
         if begin is None or self._told_forgotten:
             return

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from holdfast.controller.group import Exit
 from holdfast.controller.meetings import ranks_text
-from holdfast.errors import HoldfastError, WorkerDiedError
+from holdfast.errors import ConfigurationError, HoldfastError, MetricsError, WorkerDiedError
 from holdfast.worker import protocol, returned
 
 # How much of an error is told where another rank's stands before it.
@@ -26,6 +26,8 @@ _COLLECTIVE = re.compile(
 _LOST = re.compile(
     r"(?i)connection (was likely )?(closed|reset|refused|aborted|lost)|broken pipe|socket closed|remote process exited|ncclRemoteError"
 )
+# What tells of a mistake in the program. Their subclasses tell of a machine too, or of what was saved.
+_MISTAKES = (ConfigurationError, MetricsError)
 
 
 def _has_lost(error: BaseException) -> bool:
@@ -102,6 +104,14 @@ def by_cause(failures: Mapping[int, BaseException]) -> list[int]:
         return 2 if _has_lost(error) else 1, rank
 
     return sorted(failures, key=order)
+
+
+def are_mistakes(failures: Mapping[int, BaseException]) -> bool:
+    """Whether all that failed, connections to others left aside, tells of mistakes in the program, which it makes whenever it comes there."""
+    causes = [error for error in failures.values() if not _has_lost(error)]
+    return bool(causes) and all(
+        isinstance(error, _MISTAKES) and type(error) in _MISTAKES and not error.may_pass for error in causes
+    )
 
 
 def summarise(failures: Mapping[int, BaseException]) -> str:

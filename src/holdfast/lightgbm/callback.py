@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.boosting import RoundReporter
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import ConfigurationError
+from holdfast.lightgbm.early_stopping import Watch
 from holdfast.worker.context import get_context
 
 if TYPE_CHECKING:
@@ -30,6 +31,36 @@ class RayTrainReportCallback(RoundReporter):
     """
 
     CHECKPOINT_NAME: ClassVar[str] = "model.txt"
+
+    def __init__(
+        self,
+        metrics: str | Sequence[str] | Mapping[str, str] | None = None,
+        filename: str | None = None,
+        frequency: int = 0,
+        checkpoint_at_end: bool = True,
+        results_postprocessing_fn: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+        *,
+        early_stopping: Callable[[lightgbm.callback.CallbackEnv], None] | None = None,
+    ) -> None:
+        """Says what is reported, and how often the model is stored with it.
+
+        Args:
+            metrics: As for `RoundReporter`, and so the others.
+            early_stopping: `lightgbm.early_stopping(...)`, given to this callback instead of beside it: what it has seen is stored with the
+                model, and after a resume it goes on as if nothing had happened.
+
+        Raises:
+            ConfigurationError: An argument cannot work.
+        """
+        super().__init__(metrics, filename, frequency, checkpoint_at_end, results_postprocessing_fn)
+        if early_stopping is not None and not callable(early_stopping):
+            raise ConfigurationError(
+                f"RayTrainReportCallback(early_stopping=...) takes a callback, not {early_stopping!r}; write lightgbm.early_stopping(...)"
+            )
+        self._watch = Watch(early_stopping) if early_stopping is not None else None
+        if early_stopping is not None:
+            # As LightGBM orders callbacks: what ends the training comes after what wants to know of its last round.
+            self.order: int = getattr(early_stopping, "order", 30)
 
     @classmethod
     def get_model(cls, checkpoint: Checkpoint, filename: str = CHECKPOINT_NAME) -> lightgbm.Booster:
@@ -58,15 +89,27 @@ class RayTrainReportCallback(RoundReporter):
             OutsideWorkerError: Called outside a training function.
             ConfigurationError: Each worker trains by itself, or another such callback reports this training.
             MetricsError: A metric that was asked for is not there.
+            EarlyStopException: The early stopping that it was given ends the training.
+            FormatError: What a checkpoint remembers for early stopping cannot be read.
         """
         if env.iteration == env.begin_iteration:
             _check_together(env.params)
             self._begin(env.model, env.begin_iteration, "init_model")
+            if self._watch is not None:
+                self._watch.begin(env, self._resumable())
+        # Before the report, which stores what it has seen.
+        stop = self._watch.stops(env) if self._watch is not None else None
         num_rounds = env.iteration + 1
-        is_last = self._checkpoint_at_end and num_rounds == env.end_iteration
+        is_last = self._checkpoint_at_end and (num_rounds == env.end_iteration or stop is not None)
         self._report(
             _measured(env.evaluation_result_list or []), env.model if is_last or self._is_due(num_rounds) else None
         )
+        if stop is not None:
+            raise stop
+
+    def _add(self, directory: str, model: Any) -> None:
+        if self._watch is not None:
+            self._watch.write(directory, model)
 
 
 def _measured(results: Sequence[tuple[Any, ...]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.checks import check_choice
+from holdfast.errors import ConfigurationError
 from holdfast.metrics import choose_metrics
 from holdfast.tensorflow import resume_point
 from holdfast.tensorflow.config import uses_legacy_keras
@@ -40,6 +41,8 @@ _EVENTS = (
     "predict_begin",
     "predict_end",
 )
+# Of the `fit` that is beginning: what Keras gives to all of its callbacks, and the events that some of them report.
+_beginning: tuple[Any, frozenset[str]] = (None, frozenset())
 
 
 class ReportCheckpointCallback:
@@ -57,7 +60,9 @@ class ReportCheckpointCallback:
 
     CHECKPOINT_NAME: ClassVar[str] = "model.keras"
 
+    # Of the base.
     model: Any
+    params: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ReportCheckpointCallback:  # noqa: D102 - chooses the base alone
         base = _keras().callbacks.Callback
@@ -72,6 +77,8 @@ class ReportCheckpointCallback:
         metrics: str | Sequence[str] | Mapping[str, str] | None = None,
     ) -> None:
         """Says what is reported, and when.
+
+        One `fit` may have several, if no event is reported by two of them.
 
         Args:
             checkpoint_on: The events that bring a checkpoint, by Keras's names without `on_`: `epoch_end`, `train_batch_end`, ….
@@ -139,9 +146,11 @@ class ReportCheckpointCallback:
             self._next_epoch = int(epoch) + (event == "epoch_end")
         if event == "train_begin":
             self._has_trained = False
+            _check_reports_once(self.params, self._report_on)
             _warn_of_lone_training(self.model)
         elif event == "epoch_begin":
             self._has_trained, self._was_validated = True, False
+            _check_reports_once(None, frozenset())  # it has begun
         elif event == "test_end":
             self._was_validated = True
         if event not in self._report_on or (event == "train_end" and not self._has_trained):
@@ -185,6 +194,26 @@ class ReportCheckpointCallback:
                 yield Checkpoint.from_directory(directory)
         if not is_first:
             yield None
+
+
+def _check_reports_once(params: Any, events: frozenset[str]) -> None:
+    """Refuses the second callback of one `fit`, of which none knows the others.
+
+    Args:
+        params: Keras's of a `fit`, the same object for all of its callbacks; None where nothing is beginning.
+        events: What this callback reports.
+
+    Raises:
+        ConfigurationError: Another of this `fit` reports one of them.
+    """
+    global _beginning
+    others = _beginning[1] if params is not None and params is _beginning[0] else frozenset()
+    if common := sorted(others & events):
+        raise ConfigurationError(
+            f"two of the callbacks of one fit are ReportCheckpointCallbacks that report on {common[0]!r}, so it would be reported twice; "
+            "leave one of them out, or give them different events"
+        )
+    _beginning = params, others | events
 
 
 def _warn_of_lone_training(model: Any) -> None:

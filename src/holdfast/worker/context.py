@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from holdfast.checkpoint import Checkpoint
+from holdfast.checkpoint import Checkpoint, listen
 from holdfast.errors import OutsideWorkerError
 from holdfast.stores import Store
 from holdfast.worker import protocol
@@ -99,7 +100,7 @@ class WorkerState:
         checkpoint: The latest committed checkpoint, the same on every rank at every report; before there is one, the trainer's
             `resume_from`. As far as `unread` does not know better.
         unread: The last report, where it has returned before its answer came.
-        ignores_checkpoint: There is a checkpoint to begin with, and the function has not asked for any.
+        ignores_checkpoint: There is a checkpoint to begin with, and the function has neither asked for one nor read one of this run.
     """
 
     job: Job
@@ -137,6 +138,14 @@ class WorkerState:
         """The store with the run's directory as its root."""
         assert self.storage is not None
         return self.storage.root.child(self.job.run_name)
+
+    def is_reading(self, path: str) -> None:
+        """The function reads the checkpoint at that path, however it came to it."""
+        if self.ignores_checkpoint:
+            run = self.run
+            is_local = run.local_path() is not None
+            parent, ours = (os.path.realpath(each) if is_local else each for each in (path.rpartition("/")[0], run.url))
+            self.ignores_checkpoint = parent != ours.rstrip("/")
 
     def take(self, answer: protocol.Answer) -> protocol.Proceed:
         """What a report was answered; by it `checkpoint` moves.
@@ -179,12 +188,14 @@ def enter(state: WorkerState) -> None:
     """Makes this process (or, with no workers, this program) the worker that `state` describes."""
     global _state
     _state = state
+    listen(state.is_reading)
 
 
 def leave() -> None:
     """The function has ended; `report` no longer works."""
     global _state
     state, _state = _state, None
+    listen(None)
     for resource in state.resources.values() if state is not None else ():
         resource.close()
 

@@ -85,7 +85,7 @@ class ReportCall(Call, frozen=True):
         brings_state: Of a rank that saved its part of a state of all ranks, whether this shard is it; else None.
         validation: Its checkpoint is to be validated.
         admitted: It was admitted, and returns before its answer has come.
-        ignores_checkpoint: The attempt begins with a checkpoint, and the function has not asked for any.
+        ignores_checkpoint: The attempt begins with a checkpoint, and the function has neither asked for one nor read one of this run.
     """
 
     index: int

@@ -11,7 +11,7 @@ import functools
 import sys
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
-from typing import Any, Final, NewType
+from typing import Any, Final, NewType, ParamSpec, TypeVarTuple
 
 import cloudpickle
 
@@ -19,6 +19,13 @@ from holdfast.stores.secrecy import may_carry_secrets
 
 _NEW_TYPE: Final[Any] = NewType
 _CACHED: Final[Any] = type(functools.lru_cache(lambda: None))
+# A TypeVar, their kin, is known to cloudpickle.
+_TYPE_PARAMETERS: Final[Any] = ParamSpec | TypeVarTuple
+_OF_TYPE_PARAMETERS: Final = (
+    *("bound", "covariant", "contravariant"),
+    *(("infer_variance",) if sys.version_info >= (3, 12) else ()),
+    *(("default",) if sys.version_info >= (3, 13) else ()),
+)
 _MAIN: Final = "__main__"
 # What multiprocessing runs in a new process in place of the script.
 _STAND_IN: Final = "holdfast.worker.stand_in"
@@ -125,7 +132,7 @@ def in_its_place(value: Any, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
     make, arguments, *rest = reduced
     if isinstance(value, FunctionType) and value.__globals__ is vars(main) and isinstance(arguments[1], dict):
         arguments = (arguments[0], _NAMES, *arguments[2:])
-    name = getattr(value, "__qualname__", "")
+    name = _name_of(value)
     # Another of the same name may have taken its place since, in a notebook for example: pickle would not take the one for the other.
     if getattr(value, "__module__", None) == _MAIN and _at(main, name) is value:
         return _placed, (make, arguments, name), *rest
@@ -134,15 +141,18 @@ def in_its_place(value: Any, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def by_value(value: Any) -> tuple[Any, ...] | None:
     """How things of the script's travel that Python and cloudpickle know by their names alone; None for all others."""
-    if not isinstance(value, _CACHED | _NEW_TYPE):
+    if not isinstance(value, _CACHED | _NEW_TYPE | _TYPE_PARAMETERS):
         return None
     # A cached `functools.partial` has neither.
-    place, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+    place, name = getattr(value, "__module__", None), _name_of(value)
     module = sys.modules.get(place or "")
     if module is not None and place != _MAIN and _at(module, name) is value:
         return None
     if isinstance(value, _NEW_TYPE):
         return _new_type, (value.__qualname__, value.__supertype__, value.__module__)
+    if isinstance(value, _TYPE_PARAMETERS):
+        options = {key: getattr(value, f"__{key}__") for key in _OF_TYPE_PARAMETERS if hasattr(value, f"__{key}__")}
+        return _type_parameter, (type(value), value.__name__, options, value.__module__)
     return _with_cache, (value.__wrapped__, value.cache_parameters())
 
 
@@ -154,6 +164,17 @@ def _new_type(name: str, supertype: Any, module: str) -> Any:
     made = _NEW_TYPE(name, supertype)
     made.__module__ = module
     return made
+
+
+def _type_parameter(kind: Any, name: str, options: dict[str, Any], module: str) -> Any:
+    made = kind(name, **options)
+    made.__module__ = module
+    return made
+
+
+def _name_of(value: Any) -> str:
+    found: str = value.__name__ if isinstance(value, _TYPE_PARAMETERS) else getattr(value, "__qualname__", "")
+    return found
 
 
 def _at(module: ModuleType, name: str) -> Any:

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 import xgboost.callback
 
+from holdfast.boosting import is_reported
+from holdfast.errors import ConfigurationError
 from holdfast.worker.context import get_context, is_inside
 
 _LOG = logging.getLogger("holdfast")
@@ -79,7 +81,15 @@ class EarlyStopping(xgboost.callback.EarlyStopping):
     starting_round: int
 
     def before_training(self, model: Any) -> Any:
-        """Looks what the model brings."""
+        """Looks what the model brings.
+
+        Raises:
+            ConfigurationError: `RayTrainReportCallback` stands before it.
+        """
+        if is_reported(model):
+            raise ConfigurationError(
+                "EarlyStopping stands behind RayTrainReportCallback, so each round would be stored before it is judged; put EarlyStopping first"
+            )
         model = super().before_training(model)
         self._best = self._watched(model)
         return model

@@ -5,8 +5,15 @@ import traceback
 import cloudpickle
 import pytest
 
-from holdfast.controller.failure import WorkerError, by_cause, from_failed, in_full, summarise
-from holdfast.errors import StorageError, WorkerDiedError
+from holdfast.controller.failure import WorkerError, are_mistakes, by_cause, from_failed, in_full, summarise
+from holdfast.errors import (
+    ConfigurationError,
+    MetricsError,
+    StateError,
+    StorageAccessError,
+    StorageError,
+    WorkerDiedError,
+)
 from holdfast.worker import protocol
 
 
@@ -148,3 +155,22 @@ def test_a_connection_to_anything_else_is_a_failure_of_the_rank_itself(own: Exce
     assert by_cause({0: own, 1: ValueError("no luck")}) == [0, 1]
     assert summarise({0: own, 1: ValueError("no luck")}) == f"rank 0: {said}; rank 1: ValueError: no luck"
     assert summarise({0: lost, 1: own}).startswith(f"rank 1: {said}; rank 0 then lost its connection")
+
+
+def test_what_the_same_code_does_again_is_told_from_what_may_pass() -> None:
+    mistakes = ConfigurationError("no such event"), MetricsError("is a set")
+    lost = RuntimeError(f"{GLOO}Connection closed by peer")
+    assert are_mistakes({0: mistakes[0]})
+    assert are_mistakes({0: lost, 1: mistakes[0], 2: mistakes[1]})
+    assert not are_mistakes({0: lost})
+    others = (
+        StateError("does not fit"),
+        StorageAccessError("no"),
+        ValueError("the script's"),
+        WorkerDiedError("rank 1 died"),
+    )
+    for other in others:
+        assert not are_mistakes({0: mistakes[0], 1: other})
+    passing = MetricsError("cannot be read")
+    passing.may_pass = True
+    assert not are_mistakes({0: from_failed(0, _failed(passing))})

@@ -22,7 +22,7 @@ def run(monkeypatch):
     def run(text):
         main = ModuleType("__main__")
         monkeypatch.setitem(sys.modules, "__main__", main)
-        exec(text, vars(main))
+        exec(compile(text, "<script>", "exec", dont_inherit=True), vars(main))
         return vars(main)
 
     return run
@@ -39,6 +39,27 @@ def test_what_the_function_reaches_has_its_place(run):
     assert (main.loop, main.A, main.B) == (function, function({}), type(config["b"]))
     assert not hasattr(main, "C")
     assert type(pickle.loads(pickle.dumps(config["b"]))) is names["B"]
+
+
+def test_what_generic_classes_and_functions_are_generic_over_travels(run):
+    names = run("""
+from typing import Callable, Generic, ParamSpec, TypeVarTuple, Unpack
+P = ParamSpec("P", covariant=True)
+Ts = TypeVarTuple("Ts")
+class Calls(Generic[P]): pass
+class Rows(Generic[Unpack[Ts]]): pass
+def loop(config, *args: P.args, **kwargs: P.kwargs) -> Callable[P, Rows[Unpack[Ts]]]: return Calls, Rows
+""")
+    packed = pack(names["loop"], None, BackendConfig())
+    script.stand_for(packed)
+    function, _, _ = cloudpickle.loads(packed)
+    main, (calls, rows) = sys.modules["__main__"], function({})
+    assert (calls.__parameters__, rows.__parameters__) == ((main.P,), (main.Ts,))
+    assert function.__annotations__["args"].__origin__ is main.P
+    assert main.P is not names["P"]
+    assert (main.P.__name__, main.P.__module__, main.P.__covariant__) == ("P", "__main__", True)
+    # As a worker's returned value does.
+    assert pickle.loads(cloudpickle.dumps(calls[int])).__origin__.__parameters__ == (main.P,)
 
 
 def test_a_class_that_another_has_taken_the_place_of_gets_none(run):
