@@ -213,7 +213,7 @@ def test_a_collective_that_a_rank_never_joins_ends_in_time(tmp_path: Path) -> No
 def test_a_backend_that_this_torch_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorkerGroupError) as caught:
         run(lambda: None, tmp_path, torch_config=TorchConfig(backend="quantum"))
-    failure = caught.value.worker_failures[0]
+    failure = next(iter(caught.value.worker_failures.values()))
     assert isinstance(failure, ConfigurationError)
     assert "'quantum' is not in this torch" in str(failure)
 
