@@ -17,6 +17,8 @@ from support.drivers import Driver
 from support.waiting import LIMIT_S
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+# Half a minute on a busy machine.
+pytestmark = pytest.mark.timeout(300)
 
 # What a reader would look for in the output.
 EXPECTED = {
@@ -54,7 +56,7 @@ def test_example(name: str, tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
