@@ -17,8 +17,6 @@ from support.drivers import Driver
 from support.waiting import LIMIT_S
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# Half a minute on a busy machine.
-pytestmark = pytest.mark.timeout(300)
 
 # What a reader would look for in the output.
 EXPECTED = {

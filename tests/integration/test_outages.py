@@ -18,7 +18,6 @@ from support.waiting import await_file, beside, wait_until
 
 # Longer than eight quick tries with growing pauses take, with some luck.
 AWAY_S = 15.0
-pytestmark = pytest.mark.timeout(240)
 
 
 def reports(config):
