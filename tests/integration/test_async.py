@@ -18,6 +18,7 @@ import pytest
 import holdfast as train
 import holdfast.stores.local as local_store
 from holdfast import Checkpoint, CheckpointUploadMode, DataParallelTrainer, RunConfig, ScalingConfig
+from holdfast.controller.room import Room
 from support.drivers import Driver
 from support.waiting import LIMIT_S, await_file
 
@@ -179,10 +180,17 @@ def test_a_synchronous_report_comes_after_the_asynchronous_before_it(tmp_path, g
     ("options", "at_once"),
     [({"max_pending_checkpoints": 0}, 1), ({}, 2), ({"max_pending_checkpoints": 9, "max_pending_bytes": 10}, 2)],
 )
-def test_report_waits_for_room_and_says_so(tmp_path, gate, capfd, options, at_once):
+def test_report_waits_for_room_and_says_so(tmp_path, gate, capfd, monkeypatch, options, at_once):
+    tell = Room._tell
+
+    def told(room):
+        tell(room)
+        gate.touch()
+
+    monkeypatch.setattr(Room, "_tell", told)
+
     def loop(config):
         rank, base = train.get_context().get_world_rank(), config["base"]
-        threading.Timer(1.5, (base / "gate").touch).start()
         pending = []
         for step in range(4):
             with tempfile.TemporaryDirectory() as directory:

@@ -18,7 +18,6 @@ from support.drivers import Driver
 from support.s3_proxy import Fault, Proxy, running_proxy
 from support.s3_server import KEYS, S3Server
 
-pytestmark = pytest.mark.timeout(240)
 SMALL, LARGE = 1000, 9 << 20
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import holdfast as train
 from holdfast.controller.ends import Ends
 from holdfast.controller.failure import from_exit
 from holdfast.controller.group import Exit
+from holdfast.nudge import NUDGE
 from support.drivers import Driver
 from support.waiting import LIMIT_S, wait_until
 
@@ -266,7 +270,8 @@ base = Path(sys.argv[1])
 real = result.Result.of_run
 def slow(*args, **kwargs):
     (base / "concludes").touch()
-    time.sleep(1)
+    while not (base / "signalled").exists():
+        time.sleep(0.01)
     return real(*args, **kwargs)
 result.Result.of_run = slow
 def loop():
@@ -293,8 +298,16 @@ def test_a_signal_while_the_result_is_made_takes_nothing_away(tmp_path, ends, ex
             driver.send_signal(signal.SIGINT)
         driver.await_file(tmp_path / "concludes")
         driver.send_signal(signal.SIGINT)
+        (tmp_path / "signalled").touch()
         out, _ = driver.communicate(timeout=LIMIT_S)
     assert out.strip() == expected
+
+
+def unread(connection):
+    """How many bytes nobody has read yet."""
+    found = array.array("i", [0])
+    fcntl.ioctl(connection, termios.FIONREAD, found)
+    return found[0]
 
 
 def test_a_worker_that_is_interrupted_before_its_function_ends_by_the_signal():
@@ -306,10 +319,16 @@ def test_a_worker_that_is_interrupted_before_its_function_ends_by_the_signal():
             pass_fds=descriptors,
         )
         try:
-            wait_until(lambda: os.getsid(worker.pid) == worker.pid, "it is a session of its own")
-            threading.Event().wait(0.3)  # it waits for its job, or is on the way there
+            connection[0].send(b"\0")  # of a message that never comes whole
+            wait_until(lambda: not unread(connection[1]), "it waits for its job")
             worker.send_signal(signal.SIGINT)
-            assert worker.wait(LIMIT_S) == -signal.SIGINT
+
+            def has_ended():
+                worker.send_signal(NUDGE)  # as the driver does, for one that comes just before a wait
+                return worker.poll() is not None
+
+            wait_until(has_ended, "it has ended")
+            assert worker.returncode == -signal.SIGINT
         finally:
             worker.kill()
             worker.wait()

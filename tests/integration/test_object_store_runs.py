@@ -11,14 +11,12 @@ import sys
 import tempfile
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import holdfast as train
 from holdfast import Checkpoint, CheckpointConfig, DataParallelTrainer, FailureConfig, RunConfig, ScalingConfig
-from holdfast.persistence.heartbeat import STALE_S
 from holdfast.stores import open_store
 from support.runs import open_run
 from support.s3_proxy import SLOW_DOWN, Fault, running_proxy
@@ -38,8 +36,10 @@ def count(config):
             assert Path(directory, "shards", "1.bin").stat().st_size == 10_000
     for step in range(first, config["steps"]):
         print("at step", step)
-        if rank == 1 and step == 3 and checkpoint is None:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 3 and checkpoint is None:
+            train.collective.barrier()  # what no rank has reported cannot be committed
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
         make = train.staging_directory if config["stages"] else tempfile.TemporaryDirectory
         with make() as directory:
             Path(directory, "shards").mkdir()
@@ -69,9 +69,8 @@ def test_a_job_comes_back_from_a_bucket_after_a_kill_and_on_another_day(server, 
     url = server.url(server.make_bucket(), "exp")
     how = {"checkpoint_upload_mode": train.CheckpointUploadMode.ASYNC} if mode == "async" else {}
     result = fit(url, 5, stages=mode == "staging", how=how)
-    assert result.metrics["step"] == 4
-    # An asynchronous report may not have been committed when the worker was killed; no more than the last one is lost.
-    assert result.metrics["first"] in ((3,) if mode != "async" else (2, 3))
+    # Also what was handed over, and not committed when the worker was killed.
+    assert (result.metrics["step"], result.metrics["first"]) == (4, 3)
     again = fit(url, 7, stages=mode == "staging", how=how)
     assert (again.metrics["step"], again.metrics["first"]) == (6, 5)
 
@@ -116,7 +115,7 @@ def test_a_second_driver_of_a_live_run_is_refused(server, monkeypatch):
     assert train.Run(url).driver is None
 
 
-def test_a_driver_that_was_killed_is_replaced_at_once(server):
+def test_a_driver_that_was_killed_is_replaced_at_once(server, caplog):
     url = server.url(server.make_bucket(), "exp")
     script = """
         import os, sys
@@ -132,9 +131,8 @@ def test_a_driver_that_was_killed_is_replaced_at_once(server):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), url], env={**os.environ, **KEYS}, check=False)
     assert done.returncode == -signal.SIGKILL
-    began_s = time.monotonic()
     assert fit(url, 1).metrics["step"] == 0
-    assert time.monotonic() - began_s < STALE_S
+    assert "whether the driver of" not in caplog.text  # nobody waited to see
 
 
 def test_a_store_that_is_down_for_a_while_slows_a_job_and_loses_nothing(server):

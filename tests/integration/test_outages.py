@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from holdfast.errors import StorageAccessError, StorageUnavailableError
 from holdfast.stores import open_store
 from support.s3_proxy import Fault, Proxy
 from support.s3_server import S3Server
-from support.waiting import await_file, wait_until
+from support.waiting import await_file, beside, wait_until
 
 # Longer than eight quick tries with growing pauses take, with some luck.
 AWAY_S = 15.0
-pytestmark = pytest.mark.timeout(240)
 
 
 def reports(config):
@@ -39,22 +37,20 @@ def test_a_run_waits_for_a_bucket_that_is_away_and_says_so(
     def cut() -> None:
         await_file(tmp_path / "step-0")
         proxy.fail(Fault(times=-1, cuts_request_at=0))
-        time.sleep(AWAY_S)
-        proxy.heal()
+        try:
+            time.sleep(AWAY_S)
+            wait_until(lambda: "it is tried again until 120 s are over" in caplog.text, "it is told of")
+        finally:
+            proxy.heal()
 
-    cutting = threading.Thread(target=cut)
-    cutting.start()
-    try:
+    with beside(cut):
         DataParallelTrainer(
             reports,
             train_loop_config={"base": str(tmp_path), "mode": mode},
             scaling_config=ScalingConfig(num_workers=1),
             run_config=RunConfig(name="run", storage_path=url, progress="plain"),
         ).fit()
-    finally:
-        cutting.join()
     assert [each.metrics["step"] for each in train.Run(server.url(bucket, "exp/run")).checkpoints] == [0, 1, 2]
-    assert "it is tried again until 120 s are over" in caplog.text
     assert f"127.0.0.1:{proxy.port}" in caplog.text
 
 
@@ -79,14 +75,12 @@ def test_a_server_that_says_nothing_is_told_of_long_before_it_is_given_up(
     proxy.fail(Fault(times=-1, stalls=True))
 
     def heal_once_told() -> None:
-        wait_until(lambda: "has said nothing for" in caplog.text, "the silence is told of")
-        proxy.heal()
+        try:
+            wait_until(lambda: "has said nothing for" in caplog.text, "the silence is told of")
+        finally:
+            proxy.heal()
 
-    healing = threading.Thread(target=heal_once_told)
-    healing.start()
-    try:
+    with beside(heal_once_told):
         assert train.Run(url).name == "run"
-    finally:
-        healing.join()
     assert f"s3://{bucket}: http://127.0.0.1:{proxy.port} has said nothing for" in caplog.text
     assert "check the endpoint and the network" in caplog.text

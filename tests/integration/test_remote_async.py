@@ -207,13 +207,11 @@ def test_what_is_on_its_way_when_the_driver_is_told_to_end_is_finished_and_resum
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("grace_s", "signals"), [(600.0, 2), (0.3, 1)])
-def test_a_store_that_does_not_answer_holds_up_the_end_no_longer_than_a_request_may_take(
+def test_a_store_that_does_not_answer_does_not_hold_up_the_end(
     server, proxy, bucket, url, behind, tmp_path, workers, grace_s, signals
 ):
     proxy.fail(Fault("PUT", FIRST, times=-1, stalls=True))
-    # A request on its way cannot be broken off: it ends by its own limits, which are a minute or two unless told otherwise.
-    quick = f"{url}&request_timeout=2&retry_timeout=2&max_retries=1"
-    with stopped_driver(tmp_path, quick, workers, grace_s) as driver:
+    with stopped_driver(tmp_path, url, workers, grace_s) as driver:
         await_requests(proxy, "PUT", FIRST)
         for _ in range(signals):
             driver.send_signal(signal.SIGINT)
@@ -320,11 +318,33 @@ def test_a_file_that_changes_while_it_is_stored_fails_that_checkpoint_by_name(
     assert [each.metrics["step"] for each in train.Run(behind).checkpoints] == [3]
 
 
+@contextlib.contextmanager
+def refused_once_reported(proxy, contains, base):
+    """Refuses files of a checkpoint once both ranks have made their report; whoever comes later is told in that one."""
+    reported = threading.Event()
+    proxy.fail(Fault("PUT", contains, times=-1, answers=DENIED, waits_for=reported))
+
+    def wait():
+        try:
+            for rank in (0, 1):
+                await_file(base / f"reported-{rank}")
+        finally:
+            reported.set()
+
+    with beside(wait):
+        yield
+
+
+def say_reported(config):
+    Path(config["base"], f"reported-{train.get_context().get_world_rank()}").touch()
+
+
 def sees_a_refused_upload(config):
     found = restored()
     if found is not None:
         return found
     pending = report_step(1)
+    say_reported(config)
     if config["warns"]:
         train.report({"beside": 1})
         report_step(2).result(LIMIT_S)
@@ -341,15 +361,16 @@ def sees_a_refused_upload(config):
 @pytest.mark.parametrize("what", ["", ".manifest.json"])
 @pytest.mark.parametrize("warns", [False, True])
 def test_an_upload_that_is_refused_is_told_of_at_the_next_report(
-    server, proxy, bucket, url, behind, capfd, what, warns
+    server, proxy, bucket, url, behind, tmp_path, capfd, what, warns
 ):
-    proxy.fail(Fault("PUT", f"{FIRST}{what}", times=-1, answers=DENIED))
+    config = {"warns": warns, "base": str(tmp_path)}
     options = {"on_upload_error": "warn", "progress": "plain"} if warns else {}
-    fit(sees_a_refused_upload, url, config={"warns": warns}, **options)
+    with refused_once_reported(proxy, f"{FIRST}{what}", tmp_path):
+        fit(sees_a_refused_upload, url, config=config, **options)
     if warns:
         assert "report 1 could not be stored" in capfd.readouterr().err
     assert_only(server, bucket, behind, ["checkpoint_000003"])
-    assert fit(sees_a_refused_upload, url, config={"warns": warns}).return_value == whole(2 if warns else 3)
+    assert fit(sees_a_refused_upload, url, config=config).return_value == whole(2 if warns else 3)
 
 
 def ends_with_a_refused_upload(config):
@@ -358,18 +379,22 @@ def ends_with_a_refused_upload(config):
         return found
     report_step(1).result(LIMIT_S)
     report_step(2)
+    say_reported(config)
     return None
 
 
-def test_an_upload_that_is_refused_after_the_last_report_fails_the_run(server, proxy, bucket, url, behind):
-    proxy.fail(Fault("PUT", SECOND, times=-1, answers=DENIED))
-    with pytest.raises(train.WorkerGroupError, match="report 2 could not be stored") as caught:
-        fit(ends_with_a_refused_upload, url)
+def test_an_upload_that_is_refused_after_the_last_report_fails_the_run(server, proxy, bucket, url, behind, tmp_path):
+    config = {"base": str(tmp_path)}
+    with (
+        refused_once_reported(proxy, SECOND, tmp_path),
+        pytest.raises(train.WorkerGroupError, match="report 2 could not be stored") as caught,
+    ):
+        fit(ends_with_a_refused_upload, url, config=config)
     assert all(isinstance(each, StorageAccessError) for each in caught.value.worker_failures.values())
     assert caught.value.result.checkpoint.path.endswith("/run/checkpoint_000001")
     assert_only(server, bucket, behind, ["checkpoint_000001"])
     # With an attempt left it goes on from the checkpoint before.
-    assert fit(ends_with_a_refused_upload, url).return_value == whole(1)
+    assert fit(ends_with_a_refused_upload, url, config=config).return_value == whole(1)
 
 
 def goes_on_when_keys_have_expired(config):

@@ -15,7 +15,7 @@ import pytest
 
 import holdfast as train
 from holdfast.metrics import encode_metrics
-from holdfast.persistence import layout, metrics_log
+from holdfast.persistence import heartbeat, layout, metrics_log
 from holdfast.persistence.manifest import encode_manifest
 from holdfast.records import EpochRecord, Manifest, RunRecord, StoredFile
 from holdfast.stores import open_store
@@ -104,8 +104,9 @@ def test_looking_at_a_run_of_a_thousand_checkpoints(server: S3Server, proxy: Pro
 
 
 def test_a_second_driver_reads_each_manifest_once(
-    server: S3Server, proxy: Proxy, long_run: str, tmp_path: Path
+    server: S3Server, proxy: Proxy, long_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(heartbeat, "RENEW_S", 3600.0)  # how often the driver says that it lives is a matter of time
     storage = server.url(long_run, "", port=proxy.port)
 
     def function() -> str:

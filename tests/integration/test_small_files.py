@@ -15,7 +15,6 @@ from holdfast.stores.base import Store
 from support.s3_proxy import Fault, Proxy, answer
 from support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(240)
 NUM = 150
 DENIED = answer(403, "AccessDenied")
 

@@ -11,7 +11,8 @@ import pytest
 
 import holdfast as train
 from holdfast import Checkpoint, CheckpointUploadMode, DataParallelTrainer, RunConfig, ScalingConfig
-from support.waiting import await_file
+from support.drivers import Driver
+from support.waiting import LIMIT_S, await_file
 
 
 def run(function, tmp_path, workers=2, **options):
@@ -120,23 +121,31 @@ def test_a_killed_worker_leaves_nothing_for_long(tmp_path):
     assert result.return_value == 0
 
 
-def test_a_killed_driver_leaves_nothing_for_the_next(tmp_path):
-    child = os.fork()
-    if child == 0:
-        try:
-            run(lambda config: _die_in_staging(), tmp_path, workers=0)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert left(tmp_path)
-    run(lambda config: None, tmp_path, workers=1)
-    assert left(tmp_path) == []
+DIES = """
+import os, signal, sys
+from pathlib import Path
+import holdfast as train
 
-
-def _die_in_staging():
+def loop(config):
     with train.staging_directory() as directory:
         Path(directory, "half").write_text("x")
         os.kill(os.getpid(), signal.SIGKILL)
+
+train.DataParallelTrainer(
+    loop,
+    scaling_config=train.ScalingConfig(num_workers=0),
+    run_config=train.RunConfig(name="run", storage_path=sys.argv[1], progress="quiet"),
+).fit()
+"""
+
+
+def test_a_killed_driver_leaves_nothing_for_the_next(tmp_path):
+    with Driver(DIES, tmp_path) as driver:
+        driver.communicate(timeout=LIMIT_S)
+        assert driver.returncode == -signal.SIGKILL
+    assert left(tmp_path)
+    run(lambda config: None, tmp_path, workers=1)
+    assert left(tmp_path) == []
 
 
 def test_outside_a_worker_it_says_where_it_belongs():

@@ -20,7 +20,7 @@ from support.fixtures import ObjectServer
 from support.s3_proxy import Fault, Proxy, running_proxy
 
 SMALL, LARGE = 300_000, 20 << 20
-QUICK = {"max_retries": "2", "retry_timeout": "10", "request_timeout": "5", "connect_timeout": "2"}
+QUICK = {"max_retries": "2", "retry_timeout": "60"}
 
 
 @pytest.fixture

@@ -18,8 +18,6 @@ from support.runs import open_run, report
 from support.s3_proxy import Fault, Proxy, answer, running_proxy
 from support.s3_server import S3Server
 
-# The first one on Ceph waits for the cluster.
-pytestmark = pytest.mark.timeout(240)
 NAME = "ein Übungsname+&%"
 
 

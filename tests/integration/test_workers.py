@@ -200,8 +200,50 @@ def test_an_import_that_never_ends_holds_nobody(tmp_path, ending):
         driver.send_signal(signal.Signals[ending])
         out, _ = driver.communicate(timeout=LIMIT_S)
     assert "started" not in out
-    _, alive = psutil.wait_procs(tree, timeout=LIMIT_S)
-    assert alive == []
+    for process in tree:
+        await_end(process.pid)
+
+
+LATE = """
+import dataclasses, signal, sys
+import holdfast as train
+from holdfast.engines.local.group import LocalGroup
+dump_stacks = LocalGroup.dump_stacks
+def and_goes_on(self, ranks):
+    dump_stacks(self, ranks)
+    self._signal(ranks, signal.SIGCONT)
+LocalGroup.dump_stacks = and_goes_on
+@dataclasses.dataclass(frozen=True)
+class Stopping(train.BackendConfig):
+    def preload(self):
+        return ("stopping",)
+train.DataParallelTrainer(lambda: train.report({}), backend_config=Stopping(),
+    scaling_config=train.ScalingConfig(num_workers=2),
+    run_config=train.RunConfig(name="run", storage_path=sys.argv[1], progress="quiet", late_rank_warning_s=0.1)).fit()
+print("whole")
+"""
+# The second worker of all is held up in its first moment.
+STOPPING = """
+import os, signal
+from holdfast.engines.local import child, zygote
+fork, become_worker, forks = zygote.Zygote._fork, child.become_worker, []
+def counted(self, descriptors):
+    forks.append(None)
+    return fork(self, descriptors)
+def stopped(*arguments):
+    if len(forks) == 2:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    become_worker(*arguments)
+zygote.Zygote._fork, child.become_worker = counted, stopped
+"""
+
+
+def test_a_worker_that_has_hardly_begun_is_not_ended_by_the_question_where_it_is(tmp_path):
+    (tmp_path / "script.py").write_text(LATE)
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    with Driver(tmp_path / "script.py", tmp_path) as driver:
+        out, _ = driver.communicate(timeout=LIMIT_S)
+    assert out == "whole\n"
 
 
 def test_a_rank_whose_process_does_not_end_takes_no_other_along(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from holdfast.persistence.metrics_log import read_lines
 from holdfast.stores import open_store
 from support.failing_store import WatchedStore
 from support.runs import hidden, open_run, report, visible
+from support.waiting import LIMIT_S
 
 _configs = st.builds(
     CheckpointConfig,
@@ -78,7 +79,7 @@ class RunStorage(RuleBasedStateMachine):
 
         def before(operation: str, key: str) -> None:
             if operation == "sync" and key.startswith("checkpoint"):
-                assert flushing.wait(20)
+                assert flushing.wait(LIMIT_S)
             if dead.is_set():
                 raise StorageError(f"this driver died before {key}")
 
@@ -158,7 +159,7 @@ class RunStorage(RuleBasedStateMachine):
     def _settle(self) -> None:
         """What happens behind has happened, or is held up: so that a failure can be repeated."""
         durability = self.writer._durability
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + LIMIT_S
         while self.flushing.is_set() and (durability._unflushed or durability._doomed or durability._records):
             assert time.monotonic() < deadline
             time.sleep(0.0005)

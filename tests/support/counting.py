@@ -25,7 +25,7 @@ from holdfast import (
 
 SHARD_BYTES = 10_000
 LARGE_BYTES = 17 << 20
-_LIMIT_S = 60.0
+_LIMIT_S = 120.0
 
 
 def count(config: Mapping[str, Any]) -> None:

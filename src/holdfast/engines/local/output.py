@@ -87,13 +87,13 @@ class OutputPump:
 
     def _run(self) -> None:
         open_streams = len(self._selector.get_map()) - 1
-        while open_streams:
+        is_last = False
+        while open_streams and not is_last:
             timeout = None
             if self._closing_at is not None:
-                timeout = self._closing_at - time.monotonic()
-                if timeout <= 0:
-                    self._end_lines()
-                    return
+                timeout = max(0.0, self._closing_at - time.monotonic())
+                # However late it is: what lies in the pipes is read.
+                is_last = timeout == 0
             for key, _ in self._selector.select(timeout):
                 stream = key.data
                 if stream is None:
@@ -102,6 +102,7 @@ class OutputPump:
                     self._selector.unregister(stream.descriptor)
                     os.close(stream.descriptor)
                     open_streams -= 1
+        self._end_lines()
 
     def _end_lines(self) -> None:
         """Delivers lines that have no end yet, and whose end nobody waits for any more."""
