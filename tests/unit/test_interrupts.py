@@ -63,10 +63,16 @@ def test_a_signal_that_comes_just_before_a_wait_ends_it(stop, signum, wait):
 
 
 def test_another_thread_interrupts_the_main_thread_until_it_is_heard(stop):
-    thread = threading.Thread(target=lambda: stop.interrupt_main_thread(end))
-    with pytest.raises(EndedError):
-        thread.start()
+    waits = threading.Event()
+    thread = threading.Thread(target=lambda: waits.wait(LIMIT_S) and stop.interrupt_main_thread(end))
+    thread.start()  # in the middle of which Python itself would take our error for one of its own
+
+    def wait():
+        waits.set()
         time.sleep(LIMIT_S)
+
+    with pytest.raises(EndedError):
+        wait()
     thread.join()
     assert stop.count == 0
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 
 import pytest
 
 from holdfast.errors import DriverLostError
 from holdfast.worker import protocol
 from holdfast.worker.channel import Channel
+from support.waiting import beside
 
 
 @pytest.fixture
@@ -92,16 +94,26 @@ def test_a_large_call_is_sent_whole_whatever_another_thread_says(ends):
 
 def test_an_interrupt_leaves_no_half_of_a_large_call(ends):
     channel, driver = ends
-    before = signal.signal(signal.SIGALRM, interrupted)
+    main, interrupts, found = threading.get_ident(), [], []
+
+    def read():
+        driver.recv(1, socket.MSG_PEEK)  # a part of it is there, and no room for the rest
+        while not interrupts:  # again and again, for one that comes just before a wait does not end it
+            signal.pthread_kill(main, signal.SIGALRM)
+            time.sleep(0.01)
+        found.extend(question(driver) for _ in range(2))
+
+    def interrupt(signum, _):
+        if not interrupts:
+            interrupts.append(signum)
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        reader = threading.Timer(0.3, lambda: found.extend(question(driver) for _ in range(2)))
-        found = []
-        reader.start()
-        with pytest.raises(KeyboardInterrupt):
-            channel.send(protocol.ReportCall(1, b"x" * (4 << 20)))
-        channel.send(protocol.BarrierCall())
-        reader.join()
+        with beside(read):
+            with pytest.raises(KeyboardInterrupt):
+                channel.send(protocol.ReportCall(1, b"x" * (4 << 20)))
+            channel.send(protocol.BarrierCall())
     finally:
         signal.signal(signal.SIGALRM, before)
     assert [type(each) for each in found] == [protocol.ReportCall, protocol.BarrierCall]
