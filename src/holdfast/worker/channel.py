@@ -28,6 +28,38 @@ class Asked:
         self.answer: protocol.Answer | None = None
 
 
+class _Sending:
+    """A frame that another thread sends: all of it, or, where the one that waits is interrupted before that has begun, nothing.
+
+    Attributes:
+        done: Set once nothing more of it will be sent.
+        error: Why it was not sent.
+    """
+
+    def __init__(self, send: Callable[[], None]) -> None:
+        self.done = threading.Event()
+        self.error: DriverLostError | None = None
+        self._send = send
+        # Taken by who comes first, and kept. A thread that has been started may begin at any later time.
+        self._turn = threading.Lock()
+
+    def run(self) -> None:
+        """Sends, in the other thread."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            self._send()
+        except DriverLostError as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+    def settle(self) -> None:
+        """Waits for the end of what has begun; what has not, will not."""
+        if not self._turn.acquire(blocking=False):
+            self.done.wait()
+
+
 class Channel:
     """Calls out, answers in; threads of one worker take turns to wait.
 
@@ -92,16 +124,15 @@ class Channel:
             self._send(frame)
             return
         # It may go in pieces, and an interrupt between two of them, which Python raises in the main thread alone, would leave half a frame.
-        errors: list[DriverLostError] = []
-        sender = threading.Thread(target=self._send_noting, args=(frame, errors), name="holdfast-send")
+        sending = _Sending(lambda: self._send(frame))
+        sender = threading.Thread(target=sending.run, name="holdfast-send")
         try:
             sender.start()
             sender.join()
         finally:
-            if sender.ident is not None:
-                sender.join()
-        if errors:
-            raise errors[0]
+            sending.settle()
+        if sending.error is not None:
+            raise sending.error
 
     def receive(self) -> protocol.Answer:
         """Waits for the next message of the controller, whatever its number."""
@@ -113,12 +144,6 @@ class Channel:
                 self._socket.sendall(frame)
         except OSError as error:
             raise DriverLostError(f"the driver of this worker is gone ({error})") from error
-
-    def _send_noting(self, frame: bytes, errors: list[DriverLostError]) -> None:
-        try:
-            self._send(frame)
-        except DriverLostError as error:
-            errors.append(error)
 
     def _await(self, asked: Asked) -> protocol.Answer:
         while asked.answer is None:

@@ -119,6 +119,20 @@ def test_an_interrupt_leaves_no_half_of_a_large_call(ends):
     assert [type(each) for each in found] == [protocol.ReportCall, protocol.BarrierCall]
 
 
+def test_an_interrupt_before_a_large_call_begins_leaves_nothing_of_it(ends, monkeypatch):
+    channel, driver = ends
+    late, start = [], threading.Thread.start
+    with monkeypatch.context() as patched:
+        # As on a busy machine, where a new thread gets its turn after the interrupt has ended the wait for it.
+        patched.setattr(threading.Thread, "start", lambda thread: late.append(thread) or interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            channel.send(protocol.ReportCall(1, b"x" * (4 << 20)))
+    start(late[0])
+    late[0].join()
+    channel.send(protocol.BarrierCall())
+    assert type(question(driver)) is protocol.BarrierCall
+
+
 def test_a_driver_that_is_gone_ends_every_wait(ends):
     channel, driver = ends
     asked = channel.ask_ahead(protocol.AdmissionCall(1))
