@@ -115,7 +115,7 @@ def check_runs(source: str, tmp_path: Path, environment: Mapping[str, str] | Non
         env={**os.environ, **home, **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,  # frameworks take long to import, also in workers
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

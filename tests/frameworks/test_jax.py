@@ -18,8 +18,6 @@ for library in ("jax", "flax", "optax", "orbax", "sklearn"):
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed", allow_module_level=True)
 
-# JAX, Flax and Orbax take long to import, in every attempt.
-pytestmark = pytest.mark.timeout(300)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "jax_orbax.py"
 EPOCHS = 5
 

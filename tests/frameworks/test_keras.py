@@ -24,8 +24,6 @@ from holdfast.torch import TorchTrainer
 if importlib.util.find_spec("keras") is None:
     pytest.skip("Keras is not installed: pip install holdfast[tensorflow]", allow_module_level=True)
 
-pytestmark = pytest.mark.timeout(300)  # each worker imports TensorFlow, or torch, in every attempt
-
 EPOCHS = 4
 ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 

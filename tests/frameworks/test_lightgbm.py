@@ -104,7 +104,7 @@ def test_one_function_trains_several_times(tmp_path: Path) -> None:
 def test_ranks_that_would_train_each_by_itself_are_refused(tmp_path: Path) -> None:
     with pytest.raises(train.WorkerGroupError) as failure:
         fit(tmp_path, "alone", learner={})
-    error = failure.value.worker_failures[0]
+    error = next(iter(failure.value.worker_failures.values()))  # the other one may be stopped before it gets there
     assert isinstance(error, train.ConfigurationError)
     assert "tree_learner='data'" in str(error)
 

@@ -199,7 +199,7 @@ def guide_callback(config: dict[str, Any]) -> None:
 
 
 def test_the_slip_in_the_guides_callback_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    limits = {"late_rank_warning_s": 0.5, "late_rank_timeout_s": 2.0}
+    limits = {"late_rank_warning_s": 1.0, "late_rank_timeout_s": 3.0}
     with pytest.raises(train.TrainingFailedError, match=r"rank 0 waits in report.* for rank 1"):
         fit(tmp_path, "slip", {}, function=guide_callback, max_failures=0, **limits)
     told = capfd.readouterr().err
@@ -341,7 +341,7 @@ result = TorchTrainer(work, scaling_config=scaling, run_config=config).fit()
 print(result.metrics, [file.path for file in result.checkpoint.files()])
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "{'epoch': 1, 'step': 8} ['checkpoint.ckpt']" in done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from support.drivers import Driver
-from support.waiting import LIMIT_S
 
 SCRIPT = """
 import dataclasses, pathlib, sys, tempfile
@@ -34,5 +33,5 @@ print(type(arguments) is Arguments, arguments.own)
 def test_training_arguments_of_a_class_of_the_scripts_own_are_saved(tmp_path):
     pytest.importorskip("transformers")
     with Driver(SCRIPT, tmp_path) as driver:
-        out, _ = driver.communicate(timeout=LIMIT_S)
+        out, _ = driver.communicate(timeout=280)
     assert out == "True 4\n"

@@ -78,7 +78,7 @@ def test_tensorboard(tmp_path, caplog):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    callback = tracking.TensorBoardCallback(tmp_path / "logs", step="step")
+    callback = tracking.TensorBoardCallback(tmp_path / "logs", step="step", flush_timeout_s=60)
     fit(callback, tmp_path)
     result = fit(callback, tmp_path, until=6)
     assert warnings(caplog) == []
@@ -146,7 +146,7 @@ def test_tensorboard_goes_on_in_another_file_after_the_disk_was_full(tmp_path):
 
 def test_a_report_without_a_step_is_left_out_and_told_of_once(tmp_path, caplog):
     pytest.importorskip("tensorboard")
-    callback = tracking.TensorBoardCallback(tmp_path, step="at/step")
+    callback = tracking.TensorBoardCallback(tmp_path, step="at/step", flush_timeout_s=60)
     reports = [{"a": 1, "at": {"stop": 1}}, {"b": 1}, {"a": 2, "at": {"step": 5}}, {"a": 3}]
     for report, metrics in enumerate(reports, 1):
         callback.after_report(train.RunContext(CONTEXT.run_id, "run", "", 1, report), [metrics], None)
@@ -162,7 +162,7 @@ def test_mlflow(tmp_path, caplog, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the one store that mlflow-skinny has without a server
     uri = (tmp_path / "mlruns").as_uri()
-    callback = tracking.MLflowCallback("experiment", tracking_uri=uri, tags={"team": "a"})
+    callback = tracking.MLflowCallback("experiment", tracking_uri=uri, tags={"team": "a"}, flush_timeout_s=60)
     fit(callback, tmp_path)
     result = fit(callback, tmp_path, until=6)
     assert warnings(caplog) == []
@@ -224,7 +224,7 @@ def test_a_server_that_is_down_is_told_of_when_it_is_noticed_and_ends_nothing(tm
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("http_proxy", raising=False)
     uri = "http://127.0.0.1:9"
-    fit(tracking.MLflowCallback(tracking_uri=uri), tmp_path)
+    fit(tracking.MLflowCallback(tracking_uri=uri, flush_timeout_s=60), tmp_path)
     first, end = warnings(caplog)
     assert "nobody answers at 127.0.0.1:9" in first
     assert "MLflow lacks 4 reports" in end
@@ -346,7 +346,7 @@ def test_wandb_without_a_key_is_an_error_where_it_is_made_and_asks_no_terminal(s
             stderr=theirs,
             stdout=subprocess.PIPE,
             text=True,
-            timeout=100,
+            timeout=280,
             check=True,
         )
     finally:

@@ -10,6 +10,8 @@ import termios
 import threading
 from typing import TextIO
 
+from support.waiting import LIMIT_S
+
 
 class FakeTerminal:
     """`stream` is the terminal; `text()` what a program wrote to it, escapes included."""
@@ -27,7 +29,7 @@ class FakeTerminal:
         with self._changed:
             return self._received.decode(errors="replace")
 
-    def wait_for(self, wanted: str, timeout_s: float = 20.0) -> str:
+    def wait_for(self, wanted: str, timeout_s: float = LIMIT_S) -> str:
         """The text once it holds `wanted` (escapes of colour left out)."""
         with self._changed:
             found = self._changed.wait_for(lambda: wanted in self._plain(), timeout_s)
@@ -38,7 +40,7 @@ class FakeTerminal:
         """Hangs up, once all that was written is received; safe to repeat."""
         if not self.stream.closed:
             self.stream.close()
-            self._thread.join(20)
+            self._thread.join(LIMIT_S)
             os.close(self._master)
 
     def _plain(self) -> str:

@@ -31,6 +31,38 @@ class Asked:
         self.answer: protocol.Answer | None = None
 
 
+class _Sending:
+    """A frame that another thread sends: all of it, or, where the one that waits is interrupted before that has begun, nothing.
+
+    Attributes:
+        done: Set once nothing more of it will be sent.
+        error: Why it was not sent.
+    """
+
+    def __init__(self, send: Callable[[], None]) -> None:
+        self.done = threading.Event()
+        self.error: DriverLostError | None = None
+        self._send = send
+        # Taken by who comes first, and kept. A thread that has been started may begin at any later time.
+        self._turn = threading.Lock()
+
+    def run(self) -> None:
+        """Sends, in the other thread."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            self._send()
+        except DriverLostError as error:
+            self.error = error
+        finally:
+            self.done.set()
+
+    def settle(self) -> None:
+        """Waits for the end of what has begun; what has not, will not."""
+        if not self._turn.acquire(blocking=False):
+            self.done.wait()
+
+
 class Channel:
     """Calls out, answers in; threads of one worker take turns to wait.
 
@@ -99,27 +131,15 @@ class Channel:
             self._send(frame, is_report)
             return
         # It may go in pieces, and an interrupt between two of them, which Python raises in the main thread alone, would leave half a frame.
-        right, done = threading.Lock(), threading.Event()
-        errors: list[DriverLostError] = []
-
-        def run() -> None:
-            if right.acquire(blocking=False):
-                try:
-                    self._send(frame, is_report)
-                except DriverLostError as error:
-                    errors.append(error)
-                finally:
-                    done.set()
-
+        sending = _Sending(lambda: self._send(frame, is_report))
+        sender = threading.Thread(target=sending.run, name="holdfast-send", daemon=True)
         try:
-            threading.Thread(target=run, name="holdfast-send", daemon=True).start()
-            done.wait()
+            sender.start()
+            sender.join()
         finally:
-            # An interrupt may come while the thread is started, so that nobody knows whether it will run: then it sends nothing.
-            if not right.acquire(blocking=False):
-                done.wait()
-        if errors:
-            raise errors[0]
+            sending.settle()
+        if sending.error is not None:
+            raise sending.error
 
     def receive(self) -> protocol.Answer:
         """Waits for the next message of the controller, whatever its number."""

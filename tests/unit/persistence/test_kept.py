@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import msgspec
@@ -28,9 +27,11 @@ from holdfast.persistence.restore import default_cache_dir, shared_copy
 from holdfast.records import CommittedCheckpoint, Manifest, StagedFile
 from holdfast.stores.local import LocalStore
 from holdfast.stores.local_lock import try_lock
+from support.descriptors import num_open_below
 from support.remote_like_store import RemoteLikeStore
 from support.restore_readers import CountingStore, downloads, make_remote
 from support.runs import open_run, report
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
 
@@ -61,13 +62,6 @@ def write(tmp_path: Path, name: str, size_bytes: int = 1000) -> Path:
     return path
 
 
-def await_open_files(number: int) -> None:
-    deadline = time.monotonic() + 10
-    while (found := len(os.listdir("/proc/self/fd"))) != number and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert found == number
-
-
 def manifest_of(*names: str, name: str = "checkpoint_000001") -> Manifest:
     files = tuple(StagedFile(path=each, size_bytes=1000) for each in names)
     return Manifest(
@@ -76,7 +70,6 @@ def manifest_of(*names: str, name: str = "checkpoint_000001") -> Manifest:
 
 
 def test_it_keeps_the_bytes_of_the_newest_whatever_becomes_of_the_file(keeper, tmp_path):
-    descriptors = len(os.listdir("/proc/self/fd"))
     for number in range(3):
         file = write(tmp_path, f"{number}")
         expected = file.read_bytes()
@@ -87,21 +80,20 @@ def test_it_keeps_the_bytes_of_the_newest_whatever_becomes_of_the_file(keeper, t
         (place,) = keeper.places(f"c{number}").values()
         assert Path(place).read_bytes() == expected
         assert keeper.places(f"c{number - 1}") == {}
-        await_open_files(descriptors + 1)
+        wait_until(lambda: num_open_below(tmp_path) == 1, "what was kept of the one before is let go of")
     keeper.close()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert num_open_below(tmp_path) == 0
 
 
 def test_what_was_given_up_and_what_never_ended_is_let_go_of(keeper, tmp_path):
-    descriptors = len(os.listdir("/proc/self/fd"))
     given_up, never_ended = keeper.begin(), keeper.begin()
     for each in (given_up, never_ended):
         add(each, write(tmp_path, "a"))
     given_up.close()
-    assert len(os.listdir("/proc/self/fd")) == descriptors + 1
+    assert num_open_below(tmp_path) == 1
     add(given_up, tmp_path / "a")  # a thread that came late
     keeper.close()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert num_open_below(tmp_path) == 0
 
 
 def test_a_local_run_and_one_that_wants_none_keep_nothing(tmp_path, run):
@@ -407,10 +399,7 @@ def test_a_checkpoint_is_committed_whatever_becomes_of_what_is_kept(run, tmp_pat
         for _ in range(2):
             report(writer, tmp_path / "source", {"model": bytes(1000)})
         assert len(writer.checkpoints()) == 2
-        deadline = time.monotonic() + 10
-        while "division by zero" not in caplog.text and time.monotonic() < deadline:
-            time.sleep(0.001)
-    assert "division by zero" in caplog.text
+        wait_until(lambda: "division by zero" in caplog.text, "it is told")
     writer.close()
 
 

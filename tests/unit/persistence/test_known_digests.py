@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.metrics import encode_metrics
-from holdfast.persistence import layout, transfer
+from holdfast.persistence import known_digests, layout, transfer
 from holdfast.persistence.digest import digest_fd
 from holdfast.persistence.known_digests import KnownDigests
 from holdfast.persistence.staging import stage
@@ -83,13 +83,17 @@ def test_a_changed_file_is_not_known(path: Path, how: str) -> None:
 def test_what_waits_for_the_disk_may_change_unseen_and_is_not_remembered(path: Path) -> None:
     known = KnownDigests()
     with path.open("r+b") as file, mmap.mmap(file.fileno(), _SIZE_BYTES) as view:
-        view[7] ^= 1
-        time.sleep(0.15)
-        _read(known, path)
-        before = path.stat()
-        view[8] ^= 1
-        assert path.stat() == before, "else there were no need for this"
-        assert known.find(path.stat()) is None
+        for _ in range(20):
+            view[7] ^= 1
+            time.sleep(0.15)
+            _read(known, path)
+            before = path.stat()
+            view[8] ^= 1
+            assert known.find(path.stat()) is None
+            if path.stat() == before:
+                break  # else the kernel has written it in between, as it may at any time, and there was no need for this
+        else:
+            pytest.skip("the kernel does not let anything wait to be written")
         view.flush()
         _settle(path)
         digest = _read(known, path)
@@ -98,10 +102,12 @@ def test_what_waits_for_the_disk_may_change_unseen_and_is_not_remembered(path: P
         assert known.find(path.stat()) is None
 
 
-def test_what_was_changed_just_now_is_not_remembered(path: Path) -> None:
+def test_what_was_changed_just_now_is_not_remembered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_digests, "_SETTLED_NS", 60 * 10**9)  # however long the disk takes
     known = KnownDigests()
     with path.open("r+b") as file:
         file.write(b"x")
+        file.flush()
         os.fsync(file.fileno())
     _read(known, path)
     assert known.find(path.stat()) is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from holdfast.errors import StorageError
 from holdfast.persistence import logs
 from holdfast.persistence.logs import Logs, append_text
 from holdfast.stores import open_store
+from support.descriptors import num_open_below
 from support.remote_like_store import RemoteLikeStore
+from support.waiting import wait_until
 
 
 @pytest.fixture
@@ -21,10 +24,7 @@ def store(tmp_path: Path) -> RemoteLikeStore:
 
 
 def await_text(store: RemoteLikeStore, key: str, text: bytes) -> None:
-    deadline_s = time.monotonic() + 10
-    while not store.exists(key) or store.read(key) != text:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    wait_until(lambda: store.exists(key) and store.read(key) == text, f"{key} holds {text!r}")
 
 
 def test_where_a_store_appends_a_line_is_there_at_once(tmp_path: Path) -> None:
@@ -102,11 +102,12 @@ def test_a_store_that_refuses_is_told_of_once_and_tried_again(
     assert tries
 
 
-def test_no_descriptor_is_left(store: RemoteLikeStore) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def test_no_descriptor_is_left(store: RemoteLikeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     kept = Logs(store)
     for number in range(5):
         log = kept.open(f"log-{number}")
         log.write(b"x\n")
+    assert num_open_below(tmp_path) == 5
     kept.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert num_open_below(tmp_path) == 0

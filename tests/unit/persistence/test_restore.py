@@ -77,7 +77,7 @@ def test_readers_that_come_and_go_without_pause_never_see_a_partial_copy(tmp_pat
     expected = content(tmp_path / "source")
 
     def read(_: int) -> bool:
-        with shared_copy(store, manifest, cache_dir=tmp_path / "cache", timeout_s=LIMIT_S) as directory:
+        with shared_copy(store, manifest, cache_dir=tmp_path / "cache") as directory:
             return content(directory) == expected
 
     with ThreadPoolExecutor(6) as pool:
@@ -134,7 +134,7 @@ def test_a_wait_has_a_limit_and_names_what_it_waits_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     remote, manifest = make_remote(tmp_path)
-    monkeypatch.setattr(restore, "_FIRST_NOTICE_S", 0.02)
+    monkeypatch.setattr(restore, "_FIRST_NOTICE_S", 0.0)
     downloading, go = threading.Event(), threading.Event()
 
     class HeldUp(RemoteLikeStore):
@@ -155,7 +155,7 @@ def test_a_wait_has_a_limit_and_names_what_it_waits_for(
             caplog.at_level(logging.WARNING, "holdfast"),
             pytest.raises(WaitTimeoutError, match=f"process {os.getpid()}"),
         ):
-            with shared_copy(RemoteLikeStore(remote), manifest, cache_dir=tmp_path / "cache", timeout_s=0.2):
+            with shared_copy(RemoteLikeStore(remote), manifest, cache_dir=tmp_path / "cache", timeout_s=0.5):
                 pass
         assert f"Waiting for process {os.getpid()} to download remote-like://" in caplog.text
     finally:

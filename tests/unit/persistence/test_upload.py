@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,24 @@ from holdfast.records import ShardReceipt
 from holdfast.stores.base import Hasher, Store
 from holdfast.stores.local import LocalStore
 from support.remote_like_store import RemoteLikeStore
+from support.waiting import wait_until
 
 LIMIT_S = 30
 
 
+@contextmanager
+def uploading(*, limit_s: float = LIMIT_S, disk_full_s: float = LIMIT_S) -> Iterator[Uploader]:
+    made = Uploader(4, retry=RetryPolicy(limit_s, first_wait_s=0.001, longest_wait_s=0.01, disk_full_s=disk_full_s))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
 @pytest.fixture
 def uploader() -> Iterator[Uploader]:
-    made = Uploader(4, retry=RetryPolicy(limit_s=2.0, first_wait_s=0.001, longest_wait_s=0.01, disk_full_s=0.1))
-    yield made
-    made.close()
+    with uploading() as made:
+        yield made
 
 
 @pytest.fixture
@@ -231,11 +241,9 @@ def test_what_passes_by_itself_is_tried_again(tmp_path: Path, source: Path, uplo
     assert sum(told) == 5_000_004
 
 
-def test_what_does_not_pass_fails_with_the_cause_and_ends_the_rest(
-    tmp_path: Path, source: Path, uploader: Uploader
-) -> None:
+def test_what_does_not_pass_fails_with_the_cause_and_ends_the_rest(tmp_path: Path, source: Path) -> None:
     store = FlakyStore(tmp_path / "store", {"p/a": [errno.EIO] * 99_999})
-    with pytest.raises(StorageError) as caught:
+    with uploading(limit_s=2.0) as uploader, pytest.raises(StorageError) as caught:
         uploader.store_shard(stage(source, 0), store, "p").result(LIMIT_S)
     assert isinstance(caught.value.__cause__, OSError)
     assert store.puts.count("p/a") > 5
@@ -256,8 +264,8 @@ def test_a_full_disk_gets_time_and_says_so(
     assert store.read("p/a") == b"aaaa"
     assert "tried again" in caplog.text
     assert "disk is full" in caplog.text
-    store.failures["q/a"] = [errno.ENOSPC] * 999
-    with pytest.raises(StorageError, match="disk is full"):
+    store.failures["q/a"] = [errno.ENOSPC] * 99_999
+    with uploading(disk_full_s=0.1) as uploader, pytest.raises(StorageError, match="disk is full"):
         uploader.store_shard(stage(source, 0), store, "q").result(LIMIT_S)
 
 
@@ -346,6 +354,7 @@ def test_closing_ends_what_is_on_its_way(tmp_path: Path, source: Path) -> None:
     assert store.reached.wait(LIMIT_S)
     closing = threading.Thread(target=uploader.close)
     closing.start()
+    wait_until(future.stop_event.is_set, "it is asked to stop")  # type: ignore[attr-defined]
     assert not future.done()
     store.go.set()
     closing.join(LIMIT_S)
@@ -366,7 +375,7 @@ def test_slow_stores_get_more_threads(tmp_path: Path, uploader: Uploader) -> Non
     class SlowStore(LocalStore):
         def put_file(self, key: str, source: int, **rest) -> None:
             threads.add(threading.current_thread().name)
-            threading.Event().wait(0.002)
+            threading.Event().wait(0.005)  # much longer than what else there is to do
             super().put_file(key, source, **rest)
 
     uploader.store_shard(stage(directory, 0), SlowStore(tmp_path / "store"), "p").result(LIMIT_S)

@@ -449,11 +449,12 @@ def test_a_reader_sees_a_whole_checkpoint_or_none_while_one_is_written(store: St
     try:
         for number in range(30):
             report(writer, tmp_path, [{"a": b"%d" % number, "b/c": b"x" * 5000}, {"d": b""}])
+            if number == 0:
+                wait_until(lambda: seen, "the reader has begun")
     finally:
         done.set()
         reader.join()
     writer.close()
-    assert seen
     assert not wrong
 
 

@@ -79,13 +79,12 @@ def test_it_is_drawn_ten_times_a_second_at_most(terminal: FakeTerminal) -> None:
     progress.started(1, 1, None)
     begin = time.monotonic()
     index = 0
-    while time.monotonic() - begin < 0.7:
+    while time.monotonic() - begin < 0.7 or index < 1000:
         index += 1
         progress.reported(index, b"{}")
     progress.close()
     elapsed_s = time.monotonic() - begin
     terminal.close()
-    assert index > 1000
     drawn = terminal.text().count("report ")
     assert 1 <= drawn <= elapsed_s * 10 + 3
 

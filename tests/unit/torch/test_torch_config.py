@@ -49,7 +49,7 @@ def test_without_torch_the_error_says_what_to_install(monkeypatch: pytest.Monkey
 
 def test_importing_the_package_imports_no_torch() -> None:
     check = "import holdfast.torch, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", check], check=False, timeout=280).returncode == 0
 
 
 def test_every_public_name_is_there_and_no_other() -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 import socket
 import threading
+import time
 
 import pytest
 
 from holdfast.errors import DriverLostError
 from holdfast.worker import protocol
 from holdfast.worker.channel import Channel
+from support.waiting import beside
 
 
 @pytest.fixture
@@ -94,42 +94,43 @@ def test_a_large_call_is_sent_whole_whatever_another_thread_says(ends):
 
 def test_an_interrupt_leaves_no_half_of_a_large_call(ends):
     channel, driver = ends
-    before = signal.signal(signal.SIGALRM, interrupted)
+    main, interrupts, found = threading.get_ident(), [], []
+
+    def read():
+        driver.recv(1, socket.MSG_PEEK)  # a part of it is there, and no room for the rest
+        while not interrupts:  # again and again, for one that comes just before a wait does not end it
+            signal.pthread_kill(main, signal.SIGALRM)
+            time.sleep(0.01)
+        found.extend(question(driver) for _ in range(2))
+
+    def interrupt(signum, _):
+        if not interrupts:
+            interrupts.append(signum)
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        found = []
-
-        def read():
-            select.select([driver], [], [])  # no more of it goes before something is read
-            os.kill(os.getpid(), signal.SIGALRM)
-            found.extend(question(driver) for _ in range(2))
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        with pytest.raises(KeyboardInterrupt):
-            channel.send(protocol.ReportCall(1, b"x" * (4 << 20)))
-        channel.send(protocol.BarrierCall())
-        reader.join()
+        with beside(read):
+            with pytest.raises(KeyboardInterrupt):
+                channel.send(protocol.ReportCall(1, b"x" * (4 << 20)))
+            channel.send(protocol.BarrierCall())
     finally:
         signal.signal(signal.SIGALRM, before)
     assert [type(each) for each in found] == [protocol.ReportCall, protocol.BarrierCall]
 
 
-def test_a_large_call_whose_thread_an_interrupt_kept_from_beginning_is_not_sent_later(ends, monkeypatch):
+def test_an_interrupt_before_a_large_call_begins_leaves_nothing_of_it(ends, monkeypatch):
     channel, driver = ends
-    threads = []
-
-    def start_late(thread):
-        threads.append(thread)
-        raise KeyboardInterrupt
-
+    late, start = [], threading.Thread.start
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", start_late)
+        # As on a busy machine, where a new thread gets its turn after the interrupt has ended the wait for it.
+        patched.setattr(threading.Thread, "start", lambda thread: late.append(thread) or interrupted())
         with pytest.raises(KeyboardInterrupt):
-            channel.send(protocol.ReportCall(1, b"x" * (1 << 17)))
-    threads[0].start()
-    threads[0].join()
+            channel.send(protocol.ReportCall(1, b"x" * (4 << 20)))
+    start(late[0])
+    late[0].join()
     channel.send(protocol.BarrierCall())
-    assert isinstance(question(driver), protocol.BarrierCall)
+    assert type(question(driver)) is protocol.BarrierCall
     assert channel.num_reports == 0
 
 
