@@ -325,6 +325,7 @@ def sees_a_refused_upload(config):
     if found is not None:
         return found
     pending = report_step(1)
+    Path(config["base"], f"reported-{train.get_context().get_world_rank()}").touch()
     if config["warns"]:
         train.report({"beside": 1})
         report_step(2).result(LIMIT_S)
@@ -341,15 +342,26 @@ def sees_a_refused_upload(config):
 @pytest.mark.parametrize("what", ["", ".manifest.json"])
 @pytest.mark.parametrize("warns", [False, True])
 def test_an_upload_that_is_refused_is_told_of_at_the_next_report(
-    server, proxy, bucket, url, behind, capfd, what, warns
+    server, proxy, bucket, url, behind, capfd, tmp_path, what, warns
 ):
-    proxy.fail(Fault("PUT", f"{FIRST}{what}", times=-1, answers=DENIED))
+    refused = threading.Event()
+    proxy.fail(Fault("PUT", f"{FIRST}{what}", times=-1, answers=DENIED, waits_for=refused))
+    config = {"warns": warns, "base": str(tmp_path)}
+
+    def refuse_when_all_have_reported():
+        try:
+            for rank in (0, 1):
+                await_file(tmp_path / f"reported-{rank}")
+        finally:
+            refused.set()
+
     options = {"on_upload_error": "warn", "progress": "plain"} if warns else {}
-    fit(sees_a_refused_upload, url, config={"warns": warns}, **options)
+    with beside(refuse_when_all_have_reported):
+        fit(sees_a_refused_upload, url, config=config, **options)
     if warns:
         assert "report 1 could not be stored" in capfd.readouterr().err
     assert_only(server, bucket, behind, ["checkpoint_000003"])
-    assert fit(sees_a_refused_upload, url, config={"warns": warns}).return_value == whole(2 if warns else 3)
+    assert fit(sees_a_refused_upload, url, config=config).return_value == whole(2 if warns else 3)
 
 
 def ends_with_a_refused_upload(config):
