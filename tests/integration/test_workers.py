@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -205,22 +206,30 @@ def test_an_import_that_never_ends_holds_nobody(tmp_path, ending):
 
 
 LATE = """
-import dataclasses, signal, sys
+import dataclasses, signal, sys, time
 import holdfast as train
 from holdfast.engines.local.group import LocalGroup
-dump_stacks = LocalGroup.dump_stacks
+base, goes_on_after = sys.argv[1:]
+real = getattr(LocalGroup, goes_on_after)
 def and_goes_on(self, ranks):
-    dump_stacks(self, ranks)
+    real(self, ranks)
     self._signal(ranks, signal.SIGCONT)
-LocalGroup.dump_stacks = and_goes_on
+setattr(LocalGroup, goes_on_after, and_goes_on)
 @dataclasses.dataclass(frozen=True)
 class Stopping(train.BackendConfig):
     def preload(self):
         return ("stopping",)
-train.DataParallelTrainer(lambda: train.report({}), backend_config=Stopping(),
-    scaling_config=train.ScalingConfig(num_workers=2),
-    run_config=train.RunConfig(name="run", storage_path=sys.argv[1], progress="quiet", late_rank_warning_s=0.1)).fit()
-print("whole")
+def loop():
+    if goes_on_after == "interrupt":
+        time.sleep(600)
+    train.report({})
+try:
+    train.DataParallelTrainer(loop, backend_config=Stopping(), scaling_config=train.ScalingConfig(num_workers=2),
+        run_config=train.RunConfig(
+            name="run", storage_path=base, progress="quiet", late_rank_warning_s=0.1, stop_grace_s=600)).fit()
+    print("whole")
+except train.TrainingInterrupted:
+    print("interrupted")
 """
 # The second worker of all is held up in its first moment.
 STOPPING = """
@@ -238,12 +247,35 @@ zygote.Zygote._fork, child.become_worker = counted, stopped
 """
 
 
-def test_a_worker_that_has_hardly_begun_is_not_ended_by_the_question_where_it_is(tmp_path):
+@contextlib.contextmanager
+def late_worker(tmp_path, goes_on_after):
+    """A driver one of whose workers goes on when this method has sent it a signal."""
     (tmp_path / "script.py").write_text(LATE)
     (tmp_path / "stopping.py").write_text(STOPPING)
-    with Driver(tmp_path / "script.py", tmp_path) as driver:
+    with Driver(tmp_path / "script.py", tmp_path, goes_on_after) as driver:
+        yield driver
+
+
+def test_a_worker_that_has_hardly_begun_is_not_ended_by_the_question_where_it_is(tmp_path):
+    with late_worker(tmp_path, "dump_stacks") as driver:
         out, _ = driver.communicate(timeout=LIMIT_S)
     assert out == "whole\n"
+
+
+def is_held_up(driver):
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_STOPPED:
+                return True
+    return False
+
+
+def test_an_interrupt_that_comes_when_a_worker_has_hardly_begun_is_not_lost(tmp_path):
+    with late_worker(tmp_path, "interrupt") as driver:
+        driver.wait_until(lambda: is_held_up(driver), "a worker is held up")
+        driver.send_signal(signal.SIGTERM)
+        out, _ = driver.communicate(timeout=LIMIT_S)  # long before the grace is over
+    assert out == "interrupted\n"
 
 
 def test_a_rank_whose_process_does_not_end_takes_no_other_along(tmp_path, monkeypatch):

@@ -65,6 +65,8 @@ def _detach(zygote_pid: int) -> None:
         signal.signal(signum, signal.SIG_DFL)
     # The driver sends it after an interrupt; it does nothing but end a wait.
     signal.signal(NUDGE, lambda *_: None)
+    # The zygote blocks them; one that has come is raised here.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _connect_output(stdout: int, stderr: int) -> None:

@@ -230,6 +230,8 @@ def main(descriptor: int, driver_pid: int, lifeline: int) -> None:
     # Ctrl-C and a closed terminal are the driver's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # One that is for a worker which has hardly begun waits until that one can see to it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     # It would end a worker that has hardly begun: for that one it comes too early, and does nothing.
     signal.signal(child.STACKS_SIGNAL, signal.SIG_IGN)
     try:
