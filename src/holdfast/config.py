@@ -13,7 +13,7 @@ from holdfast.checks import check_amount, check_choice, check_int, check_seconds
 from holdfast.errors import ConfigurationError
 from holdfast.former import knows_former_arguments
 from holdfast.signatures import Keywords
-from holdfast.urls import has_options, shown_url
+from holdfast.urls import check_url, has_options, shown_url
 
 if TYPE_CHECKING:
     from holdfast.controller.callbacks import UserCallback
@@ -271,6 +271,7 @@ class RunConfig:
             raise ConfigurationError(f"RunConfig.storage_path must be a path or URI, not {self.storage_path!r}")
         if isinstance(self.storage_path, str) and not self.storage_path:
             raise ConfigurationError("RunConfig.storage_path is empty; give a directory, or None for the default")
+        check_url(self.storage_path)
         if "?" in (self.name or "") and has_options(self.storage_path) and self.storage_filesystem is None:
             raise ConfigurationError(
                 f"RunConfig.name {self.name!r} holds '?', which in a URL begins its options: nobody could give the run's URL; leave it out"
