@@ -15,8 +15,8 @@ from typing import Any
 
 from holdfast.checks import nearest
 from holdfast.errors import ConfigurationError
+from holdfast.secrecy import may_carry_secrets
 from holdfast.stores.object_options import pairs_of
-from holdfast.stores.secrecy import may_carry_secrets
 from holdfast.urls import SCHEMES, shown_url
 
 # What our own clients obey, for every service; seconds, or numbers.

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from holdfast.checkpoint import Checkpoint
 from holdfast.config import RunConfig
 from holdfast.errors import ConfigurationError, StorageError
+from holdfast.secrecy import private_channel
 from holdfast.stores import open_store
 from holdfast.stores.object_keys import key_of, name_of
 from holdfast.stores.object_url import Place, from_environment, parse_url
-from holdfast.stores.secrecy import private_channel
 from holdfast.urls import check_url, shown_url
 
 
