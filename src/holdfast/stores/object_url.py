@@ -1,6 +1,6 @@
 """URLs of object stores as people write them: `s3://bucket/prefix?region=eu-west-1`, and the forms of other programs.
 
-Options come from the URL and from the environment, as the cloud's own tools read it (`AWS_…`, `GOOGLE_…`, `AZURE_…`); the URL
+Options come from the URL and from the environment, as the cloud's own tools read it (`AWS_…`, `GOOGLE_…`, `AZURE_…`, `~/.aws`); the URL
 wins. A secret may be in a URL and is used, but it is never part of what is shown.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 from holdfast.checks import nearest
 from holdfast.errors import ConfigurationError
 from holdfast.secrecy import may_carry_secrets
+from holdfast.stores.aws_files import profile_of
 from holdfast.stores.object_options import pairs_of
 from holdfast.urls import SCHEMES, shown_url
 
@@ -244,10 +245,19 @@ def is_on(value: str | None) -> bool:
     return value is not None and value.lower() in _TRUE
 
 
-def from_environment(service: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """What the client itself does not read from the environment, though the cloud's own tools do."""
+def from_environment(service: str, environment: Mapping[str, str], profile: str | None = None) -> dict[str, str]:
+    """What the client itself does not read from the environment and Amazon's files, though the cloud's own tools do.
+
+    Args:
+        profile: The one that the URL or the user names.
+    """
     found = {
         name: next((environment[each] for each in variables if environment.get(each)), "")
         for name, variables in _VARIABLES[service].items()
     }
-    return {name: value for name, value in found.items() if value}
+    found = {name: value for name, value in found.items() if value}
+    if service == "s3":
+        own = profile_of(environment, profile or found.get("profile"))
+        in_files = {name: own.get(theirs) for name, theirs in (("endpoint", "endpoint_url"), ("region", "region"))}
+        found = {**{name: value for name, value in in_files.items() if value}, **found}
+    return found

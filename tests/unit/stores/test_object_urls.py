@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 from pathlib import Path
 
@@ -154,10 +155,15 @@ def test_a_url_that_cannot_work_is_refused(url: str, says: str) -> None:
 
 
 def test_the_environment_is_read_as_the_clouds_own_tools_read_it() -> None:
-    found = from_environment("s3", {"AWS_ENDPOINT_URL": "http://e", "AWS_DEFAULT_REGION": "r", "AWS_PROFILE": "p"})
+    nothing = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    found = from_environment(
+        "s3", {"AWS_ENDPOINT_URL": "http://e", "AWS_DEFAULT_REGION": "r", "AWS_PROFILE": "p", **nothing}
+    )
     assert found == {"endpoint": "http://e", "region": "r", "profile": "p"}
     assert (
-        from_environment("s3", {"AWS_ENDPOINT_URL_S3": "http://s", "AWS_ENDPOINT_URL": "http://e"})["endpoint"]
+        from_environment("s3", {"AWS_ENDPOINT_URL_S3": "http://s", "AWS_ENDPOINT_URL": "http://e", **nothing})[
+            "endpoint"
+        ]
         == "http://s"
     )
     assert from_environment("gs", {"AWS_REGION": "r"}) == {}
