@@ -151,7 +151,8 @@ class Checkpoint(PickledWithoutSecrets):
         where there is one.
 
         Args:
-            include: Only these files need to be there: paths, directories or patterns (`shard-*/*`).
+            include: Only these files need to be there: paths, directories or patterns (`shard-*/*`). A copy is shared by those that ask
+                for the same ones.
 
         Raises:
             StoreNotFoundError: There is no such checkpoint, or no such file in it.
