@@ -176,7 +176,9 @@ def parse_url(url: str, given: Mapping[str, Any] | None = None) -> tuple[Place, 
     if not bucket:
         raise ConfigurationError(f"{shown_url(url)!r} names no bucket; write {scheme}://bucket/prefix")
     # Together: an endpoint may be in one of them and its scheme in the other.
-    pairs = [(*pair, repr(shown_url(url))) for pair in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
+    # A + means itself, as before the @: keys have it, and no option has a space.
+    written = urllib.parse.parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True)
+    pairs = [(*pair, repr(shown_url(url))) for pair in written]
     pairs += [(*pair, "storage_options") for pair in pairs_of(service, given or {})]
     options.update(_read_options(service, pairs))
     path = urllib.parse.unquote(parts.path) if service == "http" else parts.path

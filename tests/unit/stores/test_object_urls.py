@@ -54,6 +54,11 @@ def test_a_key_before_the_account_of_azure_is_used_and_not_shown() -> None:
     assert open_store(url).url == shown_url(url) == "abfss://container@account.dfs.core.windows.net/a"
 
 
+def test_a_plus_in_a_key_is_a_plus() -> None:
+    for url in ("s3://KEY:a+b@bucket/a", "s3://bucket/a?access_key=KEY&secret_key=a+b"):
+        assert parse_url(url)[0].option("secret_access_key") == "a+b"
+
+
 @pytest.mark.parametrize(
     "url",
     [
