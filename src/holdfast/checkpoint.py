@@ -22,9 +22,9 @@ from holdfast.persistence.listing import list_files, listed_manifest
 from holdfast.persistence.manifest import read_manifest
 from holdfast.persistence.verify import Damage, all_untouched, find_damage, find_unknown, fingerprint, select
 from holdfast.records import Manifest, StoredFile
+from holdfast.secrecy import PickledWithoutSecrets
 from holdfast.stores import Store, checked_path, open_store, plain_filesystem
-from holdfast.stores.secrecy import may_carry_secrets
-from holdfast.stores.wrapped import holds_secrets, identity_of
+from holdfast.stores.wrapped import identity_of, without_credentials
 from holdfast.urls import shown_url
 
 _log = logging.getLogger("holdfast")
@@ -41,7 +41,7 @@ def listen(listener: Callable[[str], None] | None) -> None:
     _listener = listener
 
 
-class Checkpoint:
+class Checkpoint(PickledWithoutSecrets):
     """A reference to a checkpoint's directory; making one touches no storage.
 
     Two are equal if they refer to the same path of the same file system. It can be pickled; credentials go along to the processes of
@@ -112,10 +112,10 @@ class Checkpoint:
 
     def __getstate__(self) -> dict[str, Any]:
         # On another machine such places lead to something else.
-        state = {**self.__dict__, "_kept": {}}
-        if not may_carry_secrets() and self._filesystem is not None and holds_secrets(self._filesystem):
-            state["_filesystem"] = None
-        return state
+        return {**super().__getstate__(), "_kept": {}}
+
+    def _without_secrets(self) -> dict[str, Any]:
+        return {**self.__dict__, "_filesystem": without_credentials(self._filesystem)}
 
     @property
     def path(self) -> str:
@@ -151,7 +151,8 @@ class Checkpoint:
         where there is one.
 
         Args:
-            include: Only these files need to be there: paths, directories or patterns (`shard-*/*`).
+            include: Only these files need to be there: paths, directories or patterns (`shard-*/*`). A copy is shared by those that ask
+                for the same ones.
 
         Raises:
             StoreNotFoundError: There is no such checkpoint, or no such file in it.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cloudpickle
 
+from holdfast.secrecy import private_channel
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
 from holdfast.worker.context import current
@@ -41,7 +42,8 @@ def broadcast_from_rank_zero(data: T) -> T:
         WaitTimeoutError: A rank did not come in time.
     """
     state = current("collective.broadcast_from_rank_zero()")
-    mine = cloudpickle.dumps(data) if state.job.rank == 0 else None
+    with private_channel():
+        mine = cloudpickle.dumps(data) if state.job.rank == 0 else None
     answer = expect(state.channel.ask(protocol.BroadcastCall(mine)), protocol.Delivered)
     if state.job.rank == 0:
         return data

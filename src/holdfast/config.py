@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from holdfast.checks import check_amount, check_choice, check_int, check_seconds, check_variables
 from holdfast.errors import ConfigurationError
 from holdfast.former import knows_former_arguments
+from holdfast.secrecy import LeftOut, PickledWithoutSecrets, url_without_secrets, without_secrets
 from holdfast.signatures import Keywords
-from holdfast.urls import has_options, shown_url
+from holdfast.urls import check_url, has_options, shown_url
 
 if TYPE_CHECKING:
     from holdfast.controller.callbacks import UserCallback
@@ -184,8 +185,11 @@ class FailureConfig:
 
 @knows_former_arguments
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(PickledWithoutSecrets):
     """Where a run lies and how it is kept.
+
+    It can be pickled; its credentials go along to processes that `multiprocessing` starts, and are left out of any other pickle, as are
+    variables of `worker_runtime_env` whose names sound like secrets.
 
     Attributes:
         name: The run's directory below `storage_path`; generated where None. Fitting again with the same name
@@ -251,6 +255,20 @@ class RunConfig:
             values["storage_filesystem"] = type(self.storage_filesystem)
         return f"RunConfig({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
+    def _without_secrets(self) -> dict[str, Any]:
+        from holdfast.stores.wrapped import holds_secrets
+
+        state = dict(self.__dict__)
+        if isinstance(self.storage_path, str):
+            state["storage_path"] = url_without_secrets(self.storage_path)
+        for name in ("storage_options", "worker_runtime_env"):
+            if state[name] is not None:
+                state[name] = without_secrets(state[name])
+        if self.storage_filesystem is not None and holds_secrets(self.storage_filesystem):
+            # Nothing in its place, and the path would be one of this machine.
+            state["storage_filesystem"] = LeftOut()
+        return state
+
     def __post_init__(self) -> None:
         from holdfast.persistence.layout import check_name
 
@@ -271,6 +289,7 @@ class RunConfig:
             raise ConfigurationError(f"RunConfig.storage_path must be a path or URI, not {self.storage_path!r}")
         if isinstance(self.storage_path, str) and not self.storage_path:
             raise ConfigurationError("RunConfig.storage_path is empty; give a directory, or None for the default")
+        check_url(self.storage_path)
         if "?" in (self.name or "") and has_options(self.storage_path) and self.storage_filesystem is None:
             raise ConfigurationError(
                 f"RunConfig.name {self.name!r} holds '?', which in a URL begins its options: nobody could give the run's URL; leave it out"

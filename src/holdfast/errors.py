@@ -246,6 +246,9 @@ class TrainingFailedError(HoldfastError):
         super().__init__(message)
         self.result = result
 
+    def __reduce__(self) -> Any:
+        return _reduced(self)
+
 
 class WorkerGroupError(TrainingFailedError):
     """Workers failed more often than `FailureConfig.max_failures` allows.
@@ -297,6 +300,18 @@ class TrainingInterrupted(KeyboardInterrupt):
         super().__init__(message)
         self.signum = signum
         self.result = result
+
+    def __reduce__(self) -> Any:
+        return _reduced(self)
+
+
+def _reduced(error: BaseException) -> Any:
+    """How it is pickled: by itself an exception is made anew with its text alone."""
+    return _made_again, (type(error), error.args), error.__dict__
+
+
+def _made_again(kind: type[BaseException], arguments: tuple[Any, ...]) -> BaseException:
+    return kind.__new__(kind, *arguments)
 
 
 def error_classes() -> dict[str, type[BaseException]]:

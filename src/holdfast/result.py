@@ -20,7 +20,9 @@ from holdfast.persistence.reading import OwnRun, RunReader
 from holdfast.persistence.retention import RetentionPolicy, best
 from holdfast.records import CommittedCheckpoint, ReportLine
 from holdfast.run import rank, ranking, table
+from holdfast.secrecy import PickledWithoutSecrets
 from holdfast.stores import Store, open_store, plain_filesystem
+from holdfast.stores.wrapped import without_credentials
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +31,10 @@ _log = logging.getLogger("holdfast")
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(PickledWithoutSecrets):
     """What came of a run. A later `fit()` of the same run does not change what this one says.
 
-    (But its retention may delete files that this one refers to.)
+    (But its retention may delete files that this one refers to.) It can be pickled, with credentials as a `Checkpoint` can.
 
     Attributes:
         path: Where the run lies.
@@ -176,6 +178,9 @@ class Result:
         """
         ranked = rank(self._committed, ranking(self._policy, metric, mode), self.path)
         return self._open(ranked[-1]) if ranked else None
+
+    def _without_secrets(self) -> dict[str, Any]:
+        return {**self.__dict__, "filesystem": without_credentials(self.filesystem)}
 
     def _open(self, committed: CommittedCheckpoint) -> Checkpoint:
         return Checkpoint._from_store(self._reader.store.child(committed.name), filesystem=self.filesystem)

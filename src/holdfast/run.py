@@ -18,13 +18,15 @@ from holdfast.persistence.reading import RunReader
 from holdfast.persistence.retention import RetentionPolicy, best, score_in
 from holdfast.records import CommittedCheckpoint, Note, ReportLine
 from holdfast.reported import ReportedCheckpoint, status_of
+from holdfast.secrecy import PickledWithoutSecrets
 from holdfast.stores import open_store, plain_filesystem
+from holdfast.stores.wrapped import without_credentials
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Run:
+class Run(PickledWithoutSecrets):
     """A run in storage. It only reads, takes no lock from a driver, and every call tells the state of that moment.
 
     A directory that Ray Train wrote (V2, as of 2.60) opens as well, with what its `checkpoint_manager_snapshot.json` says.
@@ -151,6 +153,9 @@ class Run:
     def driver(self) -> str | None:
         """Who drives the run now, and since when; None if nobody does, or where that is not known, as of a run of Ray Train's."""
         return self._reader.driver()
+
+    def _without_secrets(self) -> dict[str, Any]:
+        return {**self.__dict__, "_filesystem": without_credentials(self._filesystem)}
 
     def _is_gone(self, name: str) -> bool:
         """Whether nothing is left that says that there is a checkpoint: its deletion, which begins with that, is no damage."""

@@ -22,6 +22,7 @@ from holdfast.progress import make_progress, warnings_shown
 from holdfast.reported import ReportedCheckpoint
 from holdfast.result import Result
 from holdfast.run import Run
+from holdfast.secrecy import PickledWithoutSecrets, url_without_secrets
 from holdfast.signatures import takes_config
 from holdfast.stores import check_place, open_store
 from holdfast.worker import context
@@ -33,7 +34,7 @@ _RESUMES = "fit() with the same RunConfig.name and storage_path goes on by itsel
 
 
 @knows_former_arguments
-class DataParallelTrainer:
+class DataParallelTrainer(PickledWithoutSecrets):
     """Runs a function on N workers and keeps what they report.
 
     Example:
@@ -106,6 +107,10 @@ class DataParallelTrainer:
         self.metadata = dict(metadata or {})
         self.resume_from = resume_from
         _check_run(self.run_config)
+
+    def _without_secrets(self) -> dict[str, Any]:
+        given = self.resume_from
+        return {**self.__dict__, "resume_from": url_without_secrets(given) if isinstance(given, str) else given}
 
     def fit(self) -> Result:
         """Runs the function to its end, through failures, and returns what came of it.

@@ -75,6 +75,23 @@ def test_a_profile_that_is_given_wins_over_keys_of_the_environment(ceph, monkeyp
     open_store(ceph.url(bucket, "run")).prepare()
 
 
+def test_the_default_profile_counts_where_nothing_else_has_keys(ceph, monkeypatch, tmp_path):
+    """As after a plain `aws configure`, with the endpoint in its file."""
+    pytest.importorskip("boto3", reason='needs boto3, which is not installed: pip install "boto3"')
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(f"[default]\nregion = us-east-1\nendpoint_url = {ceph.endpoint}\n")
+    (tmp_path / "credentials").write_text(
+        f"[default]\naws_access_key_id = {KEYS['AWS_ACCESS_KEY_ID']}\n"
+        f"aws_secret_access_key = {KEYS['AWS_SECRET_ACCESS_KEY']}\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    store = open_store(f"s3://{ceph.make_bucket()}/run")
+    store.prepare()
+    assert list(store.list()) == []
+
+
 def test_a_bucket_that_is_not_public_says_so_to_who_has_no_credentials(object_server):
     url = object_server.url(object_server.make_bucket(), "run")
     open_store(url).write("there", b"1")

@@ -30,6 +30,9 @@ KEYS = {
     # Should anything ask for credentials nevertheless, it asks a port of this machine that nobody listens on.
     "AWS_METADATA_ENDPOINT": "http://127.0.0.1:9",
     "AWS_EC2_METADATA_DISABLED": "true",
+    # Nor does it matter what whoever runs the tests has in these.
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
 
 

@@ -11,9 +11,8 @@ from typing import Any
 from holdfast.errors import ConfigurationError
 from holdfast.stores.base import Store as Store
 from holdfast.stores.local import LocalStore
-from holdfast.stores.object_url import SCHEMES
 from holdfast.stores.wrapped import check, native_place
-from holdfast.urls import shown_url
+from holdfast.urls import SCHEMES, check_url, shown_url
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _CUT = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/[^/]")
@@ -107,7 +106,11 @@ def checked_path(path: str | os.PathLike[str]) -> str:
     if "\0" in text:
         raise ConfigurationError(f"The storage path {text!r} holds a NUL character")
     if (cut := _CUT.match(text)) and cut[1].lower() in (*SCHEMES, *_SEEN_CUT):
-        raise ConfigurationError(f"{text!r} was a URL once: pathlib makes one slash of two; give the URL as a text")
+        # It may have had a password.
+        raise ConfigurationError(
+            f"a path that begins with '{cut[1]}:/' was a URL once: pathlib makes one slash of two; give the URL as a text"
+        )
+    check_url(text)
     if _CHAINED.match(text) and "://" in text:
         raise ConfigurationError(
             f"{shown_url(text)!r} chains several file systems; make the object with fsspec and pass it as storage_filesystem"
@@ -121,7 +124,10 @@ def _without_scheme(text: str) -> str:
         return text
     uri = urllib.parse.urlsplit(text)
     if uri.netloc not in ("", "localhost"):
-        raise ConfigurationError(f"{text!r} names the host {uri.netloc!r}; write file:///path for a local path")
+        shown = shown_url(text)
+        raise ConfigurationError(
+            f"{shown!r} names the host {uri.netloc.rpartition('@')[2]!r}; write file:///path for a local path"
+        )
     # Split by hand: a "?" or "#" is part of a file's name, not of a query.
     rest = text[found.end() + len(uri.netloc) :]
     return urllib.parse.unquote(rest, errors="surrogateescape")

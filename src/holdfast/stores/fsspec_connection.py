@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from holdfast.errors import ConfigurationError, HoldfastError, StorageUnavailableError
+from holdfast.secrecy import may_carry_secrets, password_in, secrets_of, without_password, without_secrets
 from holdfast.stores.fsspec_errors import cause_of, fsspec_error
 from holdfast.stores.fsspec_made import make_filesystem
 from holdfast.stores.fsspec_traits import Traits, is_of_this_process, traits_of
-from holdfast.stores.secrecy import may_carry_secrets, password_in, secrets_of, without_password, without_secrets
 from holdfast.stores.wrapped import holds_secrets, identity_of, in_fsspec
 from holdfast.urls import shown_url
 

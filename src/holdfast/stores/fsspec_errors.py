@@ -17,7 +17,7 @@ from holdfast.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
-from holdfast.stores.secrecy import hidden
+from holdfast.secrecy import hidden
 
 _LONGEST_REASON = 400
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})

@@ -9,8 +9,7 @@ from typing import Any
 
 from holdfast.errors import ConfigurationError, HoldfastError
 from holdfast.stores.fsspec_errors import options_error
-from holdfast.stores.object_url import SCHEMES
-from holdfast.urls import shown_url
+from holdfast.urls import SCHEMES, shown_url
 
 # What every file system of fsspec takes.
 _COMMON = frozenset(

@@ -189,7 +189,10 @@ class Client:
             place = self.place
             provider = given_credentials(place)
             if provider is None and place.service == "s3" and place.option("access_key_id") is None:
-                options = {**from_environment(place.service, os.environ), **dict(place.options)}
+                options = {
+                    **from_environment(place.service, os.environ, place.option("profile")),
+                    **dict(place.options),
+                }
                 provider = profile_credentials(place, options.get("profile"))
             self._provider = [provider]
         return self._provider[0]
@@ -244,14 +247,17 @@ class Client:
         return Judgement.MAY_PASS if self.error("", "", error).may_pass else Judgement.FINAL
 
     def _endpoint(self) -> str:
-        found = self.place.option("endpoint") or from_environment(self.place.service, os.environ).get("endpoint")
+        place = self.place
+        found = place.option("endpoint") or from_environment(place.service, os.environ, place.option("profile")).get(
+            "endpoint"
+        )
         # An endpoint may have a password in it, as any URL.
-        return found.rpartition("@")[2] if found else _SERVICES.get(self.place.service, self.place.root)
+        return found.rpartition("@")[2] if found else _SERVICES.get(place.service, place.root)
 
     def _connect(self, resends: Resends) -> Any:
         place = self.place
         _library(place.root)
-        options = {**from_environment(place.service, os.environ), **dict(place.options)}
+        options = {**from_environment(place.service, os.environ, place.option("profile")), **dict(place.options)}
         ours = {name: options.pop(name) for name in list(options) if name in CLIENT_OPTIONS}
         if options.get("endpoint", "").startswith("http://"):
             ours.setdefault("allow_http", "true")

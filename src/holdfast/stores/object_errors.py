@@ -181,7 +181,8 @@ def _judge(
     if has_no_ranges(detail):
         return StorageError, f"{endpoint} does not answer a request for a part of it"
     if any(place in detail for place in _CREDENTIAL_SERVICES):
-        return StorageAccessError, _NO_CREDENTIALS.format(variables=_VARIABLES[service])
+        files = "; profiles of ~/.aws are read where boto3 is installed" if service == "s3" else ""
+        return StorageAccessError, _NO_CREDENTIALS.format(variables=_VARIABLES[service]) + files
     if code in _REMEDIES:
         return StorageAccessError, _REMEDIES[code]
     if code in _WRONG_REGION or _BARE_REDIRECT in detail:

@@ -101,7 +101,7 @@ class _Bucket:
     def of(cls, client: Client) -> _Bucket | None:
         """None where nobody here knows the keys, or how the bucket is asked."""
         place = client.place
-        options = {**from_environment("s3", os.environ), **dict(place.options)}
+        options = {**from_environment("s3", os.environ, place.option("profile")), **dict(place.options)}
 
         def is_set(name: str) -> bool:
             # Those of the environment the library reads by itself.

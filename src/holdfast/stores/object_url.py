@@ -1,6 +1,6 @@
 """URLs of object stores as people write them: `s3://bucket/prefix?region=eu-west-1`, and the forms of other programs.
 
-Options come from the URL and from the environment, as the cloud's own tools read it (`AWS_…`, `GOOGLE_…`, `AZURE_…`); the URL
+Options come from the URL and from the environment, as the cloud's own tools read it (`AWS_…`, `GOOGLE_…`, `AZURE_…`, `~/.aws`); the URL
 wins. A secret may be in a URL and is used, but it is never part of what is shown.
 """
 
@@ -15,15 +15,10 @@ from typing import Any
 
 from holdfast.checks import nearest
 from holdfast.errors import ConfigurationError
+from holdfast.secrecy import may_carry_secrets
+from holdfast.stores.aws_files import profile_of
 from holdfast.stores.object_options import pairs_of
-from holdfast.stores.secrecy import may_carry_secrets
-from holdfast.urls import shown_url
-
-SCHEMES = {
-    "s3": "s3", "s3a": "s3", "s3n": "s3", "gs": "gs", "gcs": "gs", "az": "az", "azure": "az", "adl": "az",
-    "abfs": "az", "abfss": "az", "http": "http", "https": "http",
-}  # fmt: skip
-"""The service of each scheme of a URL."""
+from holdfast.urls import SCHEMES, shown_url
 
 # What our own clients obey, for every service; seconds, or numbers.
 CLIENT_OPTIONS = frozenset({"connect_timeout", "request_timeout", "retry_timeout", "max_retries", "allow_http"})
@@ -155,8 +150,17 @@ def parse_url(url: str, given: Mapping[str, Any] | None = None) -> tuple[Place, 
     options: dict[str, str] = {}
     if scheme in ("abfs", "abfss") and userinfo:
         # abfss://container@account.dfs.core.windows.net/prefix
-        bucket, root = urllib.parse.unquote(userinfo), f"{scheme}://{userinfo}@{host}"
+        container, _, key = userinfo.partition(":")
+        # Before an account, or a container alone, pyarrow reads what is not the container.
+        if key and not (container and ".dfs." in host):
+            raise ConfigurationError(
+                f"a {scheme}:// URL takes no password there; write {scheme}://container@account.dfs.core.windows.net/prefix, and give the "
+                'key by storage_options={"account_key": …} or AZURE_STORAGE_ACCOUNT_KEY'
+            )
+        bucket, root = urllib.parse.unquote(container), f"{scheme}://{container}@{host}"
         options["account_name"] = host.partition(".")[0]
+        if key:
+            options["account_key"] = urllib.parse.unquote(key)
     else:
         bucket, root = host, f"{scheme}://{host}"
         if userinfo:
@@ -172,7 +176,9 @@ def parse_url(url: str, given: Mapping[str, Any] | None = None) -> tuple[Place, 
     if not bucket:
         raise ConfigurationError(f"{shown_url(url)!r} names no bucket; write {scheme}://bucket/prefix")
     # Together: an endpoint may be in one of them and its scheme in the other.
-    pairs = [(*pair, repr(shown_url(url))) for pair in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)]
+    # A + means itself, as before the @: keys have it, and no option has a space.
+    written = urllib.parse.parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True)
+    pairs = [(*pair, repr(shown_url(url))) for pair in written]
     pairs += [(*pair, "storage_options") for pair in pairs_of(service, given or {})]
     options.update(_read_options(service, pairs))
     path = urllib.parse.unquote(parts.path) if service == "http" else parts.path
@@ -193,7 +199,7 @@ def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[s
             continue
         known = _OPTIONS[service] | CLIENT_OPTIONS | {"scheme"}
         if plain not in known:
-            raise ConfigurationError(_unknown(name, plain, known, where))
+            raise ConfigurationError(_unknown(name if value else None, plain, known, where))
         _check(plain, _SHOWN.get(plain, plain), value, where)
         options[plain] = value
     scheme = options.pop("scheme", None)
@@ -210,14 +216,21 @@ def _read_options(service: str, pairs: Sequence[tuple[str, str, str]]) -> dict[s
     return options
 
 
-def _unknown(name: str, plain: str, known: Set[str], where: str) -> str:
-    """What is wrong with an option that there is not."""
+def _unknown(name: str | None, plain: str, known: Set[str], where: str) -> str:
+    """What is wrong with an option that there is not.
+
+    Args:
+        name: As it was written; None where it has no value, for it may be the rest of one, and that one secret.
+    """
     shown = sorted(_SHOWN.get(each, each) for each in known)
+    if name is None:
+        text = f"{where} has an option without a value that is not known; there are: {', '.join(shown)}; write & in a value as %26"
+        return text + (_NO_OPTION if "/" in plain else "")
     found = nearest(plain, [*shown, *sorted(known), *(alias for alias, each in _ALIASES.items() if each in known)])
     found = _ALIASES.get(found, found) if found is not None else None
     meant = f"; did you mean {_SHOWN.get(found, found)!r}?" if found is not None else ""
     text = f"{where} has the option {name!r}, which is not known; there are: {', '.join(shown)}{meant}"
-    return text + (_NO_OPTION if "/" in name else "")
+    return text + (_NO_OPTION if "/" in plain else "")
 
 
 def _check(name: str, shown: str, value: str, where: str) -> None:
@@ -234,10 +247,19 @@ def is_on(value: str | None) -> bool:
     return value is not None and value.lower() in _TRUE
 
 
-def from_environment(service: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """What the client itself does not read from the environment, though the cloud's own tools do."""
+def from_environment(service: str, environment: Mapping[str, str], profile: str | None = None) -> dict[str, str]:
+    """What the client itself does not read from the environment and Amazon's files, though the cloud's own tools do.
+
+    Args:
+        profile: The one that the URL or the user names.
+    """
     found = {
         name: next((environment[each] for each in variables if environment.get(each)), "")
         for name, variables in _VARIABLES[service].items()
     }
-    return {name: value for name, value in found.items() if value}
+    found = {name: value for name, value in found.items() if value}
+    if service == "s3":
+        own = profile_of(environment, profile or found.get("profile"))
+        in_files = {name: own.get(theirs) for name, theirs in (("endpoint", "endpoint_url"), ("region", "region"))}
+        found = {**{name: value for name, value in in_files.items() if value}, **found}
+    return found

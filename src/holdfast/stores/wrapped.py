@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 from holdfast.errors import ConfigurationError
-from holdfast.stores.secrecy import is_secret_name
+from holdfast.secrecy import LeftOut, is_secret_name
 
 # Of pyarrow's, those whose objects hold no credentials.
 _OPEN_ARROW = ("LocalFileSystem", "HadoopFileSystem", "_MockFileSystem")
@@ -66,6 +66,11 @@ def check(filesystem: Any) -> None:
     Raises:
         ConfigurationError: It is none.
     """
+    if isinstance(filesystem, LeftOut):
+        raise ConfigurationError(
+            "this configuration comes from a pickle, which holds no credentials; give the file system again, as in "
+            "dataclasses.replace(run_config, storage_filesystem=…)"
+        )
     if not _is_arrow(filesystem):
         in_fsspec(filesystem)
     if getattr(filesystem, "asynchronous", False):
@@ -83,6 +88,11 @@ def holds_secrets(filesystem: Any) -> bool:
         return type(filesystem).__name__ not in _OPEN_ARROW
     values = [*getattr(filesystem, "storage_args", ()), *getattr(filesystem, "storage_options", {}).items()]
     return any(_is_suspect(value) for value in values)
+
+
+def without_credentials(filesystem: Any) -> Any:
+    """The object if it holds none, else None."""
+    return None if filesystem is None or holds_secrets(filesystem) else filesystem
 
 
 def identity_of(filesystem: Any) -> Any:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from holdfast.checkpoint import Checkpoint, listen
 from holdfast.errors import OutsideWorkerError
+from holdfast.secrecy import PickledWithoutSecrets
 from holdfast.stores import Store
+from holdfast.stores.wrapped import without_credentials
 from holdfast.worker import protocol
 from holdfast.worker.answers import expect
 from holdfast.worker.channel import Asked, Channel
@@ -31,7 +35,7 @@ class Closeable(Protocol):
 
 
 @dataclass(frozen=True)
-class StorageContext:
+class StorageContext(PickledWithoutSecrets):
     """Where the run lies, for code that writes there itself (`checkpoint_upload_fn`, `NO_UPLOAD`).
 
     Attributes:
@@ -48,8 +52,11 @@ class StorageContext:
         """The directory in which the checkpoint of that name belongs."""
         return f"{self.experiment_fs_path}/{checkpoint_name}"
 
+    def _without_secrets(self) -> dict[str, Any]:
+        return {**self.__dict__, "storage_filesystem": without_credentials(self.storage_filesystem)}
 
-class TrainContext:
+
+class TrainContext(PickledWithoutSecrets):
     """Ranks, names and places of this worker."""
 
     def __init__(self, job: Job, filesystem: Any = None) -> None:
@@ -83,6 +90,11 @@ class TrainContext:
     def get_storage(self) -> StorageContext:
         """Where the run lies."""
         return StorageContext(self._job.storage_url, self._job.run_url, self._filesystem)
+
+    def _without_secrets(self) -> dict[str, Any]:
+        # The methods need what the job is called and which part of it this is, and nothing that it begins with.
+        job = msgspec.structs.replace(self._job, payload=b"", environment={}, storage=b"", origin=b"")
+        return {"_job": job, "_filesystem": without_credentials(self._filesystem)}
 
 
 @dataclass

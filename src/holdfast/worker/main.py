@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 
 from holdfast.errors import DriverLostError
+from holdfast.secrecy import private_channel
 from holdfast.signatures import takes_config
-from holdfast.stores.secrecy import private_channel
 from holdfast.worker import context, protocol, script
 from holdfast.worker.channel import Channel
 from holdfast.worker.shipping import Storage

@@ -285,6 +285,10 @@ class Job(Message, frozen=True):
     staging: list[str] = []
     origin: bytes = b""
 
+    def __repr__(self) -> str:
+        # The other fields hold secrets.
+        return f"Job(run_name={self.run_name!r}, attempt={self.attempt}, rank={self.rank})"
+
 
 Question = (
     ReportCall | AdmissionCall | BarrierCall | BroadcastCall | PreemptionCall | CheckpointsCall | Finished | Failed

@@ -15,7 +15,7 @@ from typing import Any, Final, NewType, ParamSpec, TypeVarTuple
 
 import cloudpickle
 
-from holdfast.stores.secrecy import may_carry_secrets
+from holdfast.secrecy import may_carry_secrets
 
 _NEW_TYPE: Final[Any] = NewType
 _CACHED: Final[Any] = type(functools.lru_cache(lambda: None))

@@ -16,8 +16,8 @@ import cloudpickle
 
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import SerializationError
+from holdfast.secrecy import private_channel
 from holdfast.stores import Store, open_store
-from holdfast.stores.secrecy import private_channel
 from holdfast.worker import script
 from holdfast.worker.backend import BackendConfig
 

@@ -10,7 +10,7 @@ import cloudpickle
 from holdfast.config import ValidationConfig, ValidationTaskConfig
 from holdfast.errors import MetricsError, SerializationError
 from holdfast.metrics import encode_metrics
-from holdfast.stores.secrecy import private_channel
+from holdfast.secrecy import private_channel
 from holdfast.worker import context, protocol, script
 from holdfast.worker.backend import BackendConfig
 from holdfast.worker.shipping import pack

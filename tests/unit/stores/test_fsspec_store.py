@@ -23,12 +23,12 @@ from holdfast.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
+from holdfast.secrecy import private_channel
 from holdfast.stores import fsspec_probe, fsspec_write, open_store, plain_filesystem
 from holdfast.stores.fsspec_errors import cause_of, fsspec_error
 from holdfast.stores.fsspec_keys import key_of, name_of
 from holdfast.stores.fsspec_store import FsspecStore
 from holdfast.stores.local import LocalStore
-from holdfast.stores.secrecy import private_channel
 from holdfast.testing.store import put
 
 pytest.importorskip("fsspec", reason='needs fsspec, which is not installed: pip install "fsspec"')

@@ -7,9 +7,9 @@ import pytest
 
 from holdfast.config import RunConfig
 from holdfast.errors import ConfigurationError
+from holdfast.secrecy import private_channel
 from holdfast.stores import open_store
 from holdfast.stores.object_url import parse_url
-from holdfast.stores.secrecy import private_channel
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 from pathlib import Path
 
@@ -7,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.checkpoint import Checkpoint
 from holdfast.config import RunConfig
 from holdfast.errors import ConfigurationError, StorageError
+from holdfast.secrecy import private_channel
 from holdfast.stores import open_store
 from holdfast.stores.object_keys import key_of, name_of
 from holdfast.stores.object_url import Place, from_environment, parse_url
-from holdfast.stores.secrecy import private_channel
-from holdfast.urls import shown_url
+from holdfast.urls import check_url, shown_url
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,71 @@ def test_a_url_names_a_bucket_and_a_prefix(url: str, service: str, bucket: str, 
     place, found = parse_url(url)
     assert (place.service, place.bucket, found) == (service, bucket, prefix)
     assert open_store(url).url == shows
+
+
+def test_a_key_before_the_account_of_azure_is_used_and_not_shown() -> None:
+    """As pyarrow reads it."""
+    url = "abfss://container:a%2Fkey==@account.dfs.core.windows.net/a"
+    place, prefix = parse_url(url)
+    assert (place.bucket, prefix) == ("container", "a")
+    assert dict(place.options) == {"account_name": "account", "account_key": "a/key=="}
+    assert place.secrets()[0] == "a/key=="
+    assert open_store(url).url == shown_url(url) == "abfss://container@account.dfs.core.windows.net/a"
+
+
+def test_a_plus_in_a_key_is_a_plus() -> None:
+    for url in ("s3://KEY:a+b@bucket/a", "s3://bucket/a?access_key=KEY&secret_key=a+b"):
+        assert parse_url(url)[0].option("secret_access_key") == "a+b"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:THE/SECRET@bucket/a",
+        "s3://KEY:/THESECRET@bucket/a",
+        "s3://KEY:12/THESECRET@bucket/a",
+        "S3://KEY:THE?SECRET@bucket/a",
+        "s3://KEY:THESECRET/bucket/a",
+        "s3a://KEY:THE#SECRET@bucket/a",
+        "abfss://container:THE/SECRET==@account.dfs.core.windows.net/a",
+        "abfss://account:THESECRET@container/a",
+        "abfs://:THESECRET@account.blob.core.windows.net/container/a",
+        "sftp://user:THE/SECRET@host/a",
+        "ftp://user:THE?SECRET@host/a",
+        "sftp://user:THESECRET/a",
+        "https://user:THE/SECRET@host/a",
+        "simplecache::s3://KEY:THE/SECRET@bucket/a",
+        "file://user:SECRET@host/a",
+        "s3://bucket/a?secret_key=THE&SECRET",
+    ],
+)
+def test_a_password_that_would_be_taken_for_something_else_is_refused_and_not_quoted(url: str) -> None:
+    for make in (open_store, Checkpoint):
+        with pytest.raises(ConfigurationError) as caught:
+            make(url)
+        assert "SECRET" not in str(caught.value)
+    with contextlib.suppress(ConfigurationError):
+        assert "SECRET" not in repr(RunConfig(storage_path=url))
+
+
+def test_a_password_in_a_url_that_was_made_a_path_is_not_quoted() -> None:
+    with pytest.raises(ConfigurationError, match="pathlib") as caught:
+        open_store(Path("s3://KEY:SECRET@bucket/a"))
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sftp://user:word@host:22/home/me@there",
+        "hdfs://host:8020/a@b",
+        "sftp://[::1]:22/a",
+        "memory://a:b/c",
+        "s3://bucket/a@b:c",
+    ],
+)
+def test_what_is_no_password_passes(url: str) -> None:
+    check_url(url)
 
 
 def test_options_are_those_that_users_of_pyarrow_write() -> None:
@@ -92,10 +160,15 @@ def test_a_url_that_cannot_work_is_refused(url: str, says: str) -> None:
 
 
 def test_the_environment_is_read_as_the_clouds_own_tools_read_it() -> None:
-    found = from_environment("s3", {"AWS_ENDPOINT_URL": "http://e", "AWS_DEFAULT_REGION": "r", "AWS_PROFILE": "p"})
+    nothing = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    found = from_environment(
+        "s3", {"AWS_ENDPOINT_URL": "http://e", "AWS_DEFAULT_REGION": "r", "AWS_PROFILE": "p", **nothing}
+    )
     assert found == {"endpoint": "http://e", "region": "r", "profile": "p"}
     assert (
-        from_environment("s3", {"AWS_ENDPOINT_URL_S3": "http://s", "AWS_ENDPOINT_URL": "http://e"})["endpoint"]
+        from_environment("s3", {"AWS_ENDPOINT_URL_S3": "http://s", "AWS_ENDPOINT_URL": "http://e", **nothing})[
+            "endpoint"
+        ]
         == "http://s"
     )
     assert from_environment("gs", {"AWS_REGION": "r"}) == {}
@@ -149,7 +222,7 @@ def test_too_long_a_name_is_refused() -> None:
     [
         ("s3://key:sec@ret@b/x?secret_key=1", "s3://b/x"),
         ("abfss://container@account/x?sas_key=1", "abfss://container@account/x"),
-        ("abfss://user:word@account/x", "abfss://account/x"),
+        ("abfss://user:word@account/x", "abfss://user@account/x"),
         ("hdfs://user@host:9/x", "hdfs://host:9/x"),
         ("/a/path?x@y", "/a/path?x@y"),
         ("a/path://x@y", "a/path://x@y"),

@@ -9,7 +9,7 @@ from types import ModuleType
 import cloudpickle
 import pytest
 
-from holdfast.stores.secrecy import private_channel
+from holdfast.secrecy import private_channel
 from holdfast.worker import script
 from holdfast.worker.backend import BackendConfig
 from holdfast.worker.shipping import pack

@@ -1,7 +1,7 @@
 """What may be a secret, where it may go, and how it is kept out of what people read.
 
-A store is made from credentials, and it is pickled: when it crosses to a worker, and when a user pickles a `Checkpoint` into a
-file. The first is a pipe between two processes of one job, and the credentials have to go along. The second is a file that others
+A store is made from credentials, and it is pickled: when it crosses to a worker, and when a user pickles a `Checkpoint`, or the configuration
+of a run, into a file. The first is a pipe between two processes of one job, and the credentials have to go along. The second is a file that others
 may read: there they are left out.
 """
 
@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import re
 import sys
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from holdfast.urls import SCHEMES, has_options, shown_url
+
+_Kept = TypeVar("_Kept", bound="PickledWithoutSecrets")
 _SECRET = re.compile(
     r"(?i)pass|secret|token|credential|(^|_)(key|keys|sas|auth|pwd|cookies?)$|account_key|access_key|sas_key|service_account_key"
     r"|private_key|pkey|connection_string|headers|authorization"
@@ -40,6 +45,33 @@ def may_carry_secrets() -> bool:
     # As multiprocessing's own keys do: it says whether what it pickles is for a process that it starts.
     starting = sys.modules.get("multiprocessing.context")
     return _private.get() or (starting is not None and starting.get_spawning_popen() is not None)
+
+
+class PickledWithoutSecrets:
+    """A base of what may hold secrets: a pickle that may lie in a file is without them, and a copy in this process has them."""
+
+    def _without_secrets(self) -> dict[str, Any]:
+        """The attributes as such a pickle may have them."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__) if may_carry_secrets() else self._without_secrets()
+
+    # By itself the module `copy` would take what a pickle has.
+    def __copy__(self: _Kept) -> _Kept:
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self: _Kept, memo: dict[int, Any]) -> _Kept:
+        copied = memo[id(self)] = object.__new__(type(self))
+        with private_channel():
+            copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+
+class LeftOut:
+    """What a pickle has in the place of a file system that may hold credentials: nothing works with it, and it says why."""
 
 
 def is_secret_name(name: str) -> bool:
@@ -71,6 +103,23 @@ def without_password(url: str) -> str:
     """The URL with its user, and without the password."""
     password = password_in(url)
     return url if password is None else url.replace(f":{password}@", "@", 1)
+
+
+def url_without_secrets(url: str) -> str:
+    """The URL with its options, less those that may be secrets, and less the password. A path stays as it is."""
+    if not has_options(url):
+        return url
+    place, _, query = url.partition("?")
+    if SCHEMES.get(place.partition("://")[0].lower()) is None:
+        place = without_password(place)
+    else:
+        place = shown_url(place)
+    options = [
+        each
+        for each in query.split("&")
+        if not is_secret_name(urllib.parse.unquote(each.partition("=")[0])) and "=" in each
+    ]
+    return f"{place}?{'&'.join(options)}" if options else place
 
 
 def hidden(text: str, secrets: Sequence[str]) -> str:
