@@ -15,6 +15,7 @@ from pathlib import Path
 
 _START_S = 180.0
 _LAST_BYTES = 2000
+_TRIES = 200
 # Below what Linux and macOS give to programs that ask for any port.
 _PORTS = range(20_000, 32_000)
 
@@ -25,11 +26,12 @@ class ServerError(RuntimeError):
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody uses now, nor will be given by the system before it is used."""
-    while True:
+    for _ in range(_TRIES):
         port = random.SystemRandom().choice(_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise ServerError(f"none of {_TRIES} ports of 127.0.0.1 can be had")
 
 
 @contextmanager

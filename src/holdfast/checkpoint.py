@@ -278,7 +278,6 @@ class Checkpoint(PickledWithoutSecrets):
         Raises:
             FormatError: What lies there is no JSON object.
         """
-        self._tell()
         try:
             data = self._store.read(layout.METADATA)
         except StoreNotFoundError:

@@ -41,9 +41,7 @@ def error_of(outcome: Outcome, *, name: str, url: str, latest: str | None, max_f
     if not outcome.failures:
         return None
     spared = max_failures < 0 or outcome.attempts <= max_failures
-    why = (
-        "; not repeated, as the same code would make the same mistake at once" if outcome.is_lasting and spared else ""
-    )
+    why = "; not repeated again, as two attempts made the same mistake at once" if outcome.is_lasting and spared else ""
     kept = f"The latest checkpoint is {latest}" if latest else "There is no checkpoint"
     group_error = WorkerGroupError(
         f"run {name!r} {attempts_text(outcome)} (FailureConfig.max_failures={max_failures}{why}): {summarise(outcome.failures)}. "

@@ -163,8 +163,8 @@ class FailureConfig:
     """How often a run may fail before `fit()` gives up.
 
     Attributes:
-        max_failures: Restarts after worker failures; -1 for no limit. Ranks that fail together count once. A mistake that the same code would
-            make again at once (`ConfigurationError`, `MetricsError`) ends the run at once.
+        max_failures: Restarts after worker failures; -1 for no limit. Ranks that fail together count once. A mistake (`ConfigurationError`,
+            `MetricsError`) that two attempts in a row make before any report ends the run.
         controller_failure_limit: How often in a row an attempt may fail to start for a reason that may pass by itself
             (storage that does not answer, processes that cannot be started), with growing pauses; -1 for five times.
         max_preemption_failures: Restarts after nodes were taken away; -1 for no limit. Accepted: an engine with one

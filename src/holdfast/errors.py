@@ -3,7 +3,7 @@
 The tree::
 
     HoldfastError
-    ├── ConfigurationError (ValueError)      a configuration that cannot work, refused before a worker starts
+    ├── ConfigurationError (ValueError)      a configuration that cannot work, refused as soon as it is seen
     │   ├── ResourceError                    not the GPUs or memory that were asked for
     │   ├── SerializationError               the training function or its config cannot travel to a worker
     │   └── StateError                       a state that cannot be saved, or does not fit what was saved
@@ -55,14 +55,9 @@ class HoldfastError(Exception):
 
 
 class ConfigurationError(HoldfastError, ValueError):
-    """A configuration that cannot work.
-
-    Attributes:
-        may_pass: The same call may succeed later with nothing changed in the program: the error tells of what lies in storage by now.
-    """
+    """A configuration that cannot work."""
 
     kind = "configuration"
-    may_pass: bool = False
 
 
 class ResourceError(ConfigurationError):
@@ -90,14 +85,9 @@ class ReportError(HoldfastError):
 
 
 class MetricsError(ReportError, TypeError):
-    """A metric that cannot be stored; the text names its key.
-
-    Attributes:
-        may_pass: The same call may succeed later with nothing changed in the program: a library failed to give the value.
-    """
+    """A metric that cannot be stored; the text names its key."""
 
     kind = "metrics"
-    may_pass: bool = False
 
 
 class CheckpointSourceError(ReportError, ValueError):

@@ -128,7 +128,8 @@ class _ExitBySignal:
 
     def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         self._show(kind, error, traceback)
-        if isinstance(error, TrainingInterrupted) and not hasattr(sys, "ps1"):
+        goes_on = hasattr(sys, "ps1") or sys.flags.inspect or sys.flags.interactive
+        if isinstance(error, TrainingInterrupted) and not goes_on:
             raise SystemExit(128 + error.signum)
 
 

@@ -249,9 +249,7 @@ def _foreign(value: Any, path: str, above: set[int]) -> Any:
         else:
             plain = value.numpy().item() if family == "tensorflow" else value.item()
     except Exception as error:  # whatever the library says, the user needs the key
-        unreadable = MetricsError(f"{_where(path)} is {_name(value)}, which cannot be read: {error}")
-        unreadable.may_pass = True  # a GPU may have failed
-        raise unreadable from error
+        raise MetricsError(f"{_where(path)} is {_name(value)}, which cannot be read: {error}") from error
     if _family(plain) is not None:
         # Extended precision and the small floats of accelerators have no Python type; what they hold fits a float.
         try:

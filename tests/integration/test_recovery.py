@@ -407,7 +407,7 @@ def test_what_was_reported_asynchronously_is_there_although_the_function_raises_
 
 
 @pytest.mark.parametrize("max_failures", [-1, 5])
-def test_a_mistake_that_would_be_made_again_at_once_is_not_repeated(tmp_path, max_failures):
+def test_a_mistake_that_two_attempts_make_at_once_is_not_repeated_again(tmp_path, max_failures):
     def loop():
         if train.get_checkpoint() is None:
             with tempfile.TemporaryDirectory() as directory:
@@ -417,24 +417,21 @@ def test_a_mistake_that_would_be_made_again_at_once_is_not_repeated(tmp_path, ma
 
     with pytest.raises(train.WorkerGroupError) as caught:
         run(loop, tmp_path, workers=0, max_failures=max_failures)
-    # The first attempt had got somewhere, the second does not get further.
+    # The first attempt had got somewhere, and the two after it got no further.
     assert (
-        f"failed after 2 attempts (FailureConfig.max_failures={max_failures}; not repeated, as the same code would make the same mistake at "
+        f"failed after 3 attempts (FailureConfig.max_failures={max_failures}; not repeated again, as two attempts made the same mistake at "
         "once): rank 0: MetricsError"
     ) in str(caught.value)
     assert isinstance(caught.value.worker_failures[0], train.MetricsError)
 
 
-def test_what_storage_may_have_later_is_asked_for_again(tmp_path):
+def test_a_mistake_that_has_another_text_each_time_is_repeated(tmp_path):
     tries = []
 
     def loop():
         tries.append(1)
-        if len(tries) == 1:
-            with tempfile.TemporaryDirectory() as directory:
-                Path(directory, "file").touch()
-                train.report({"loss": 1}, Checkpoint(directory))
-        train.Run(tmp_path / "run").best("accuracy" if len(tries) < 3 else "loss", "min")
+        if len(tries) < 4:
+            raise train.ConfigurationError(f"the disk has {len(tries)} bytes")
 
-    run(loop, tmp_path, workers=0, max_failures=2)
-    assert len(tries) == 3
+    run(loop, tmp_path, workers=0, max_failures=3)
+    assert len(tries) == 4

@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.controller.attempt import Attempt
 from holdfast.controller.callbacks import Callbacks
-from holdfast.controller.failure import are_mistakes, by_cause, in_full, signal_name, summarise
+from holdfast.controller.failure import by_cause, in_full, mistakes_in, signal_name, summarise
 from holdfast.controller.limits import Limits
 from holdfast.controller.report_log import metrics_of
 from holdfast.controller.score_watch import ScoreWatch
@@ -56,7 +56,7 @@ class Outcome:
         signum: The signal that stopped it.
         attempts: How many groups were started.
         has_reported: Whether every rank has made a report, though perhaps it could not be stored.
-        is_lasting: Whether the failures are such that another attempt would meet them again at once.
+        is_lasting: Whether the failures were those of the attempt before, and would be those of the next.
     """
 
     metrics: bytes | None = None
@@ -168,6 +168,7 @@ class Controller:
         outcome = self._outcome
         number, first_report = self._writer.first_attempt, self._writer.first_report
         failures = false_starts = 0
+        earlier: tuple[str | None, frozenset[str]] | None = None
         while True:
             try:
                 attempt = self._run_attempt(number, first_report)
@@ -195,8 +196,10 @@ class Controller:
                 return outcome
             failures += 1
             limit = self._failure_config.max_failures
-            # After a report the next attempt may begin further on, and whether it gets there again nobody knows.
-            outcome.is_lasting = are_mistakes(outcome.failures) and not has_reported
+            # After a report the next attempt may begin further on. And one alone may have passed: a file system that could not be made.
+            mistakes = frozenset() if has_reported else mistakes_in(outcome.failures)
+            outcome.is_lasting = bool(mistakes) and (self._began_with, mistakes) == earlier
+            earlier = self._began_with, mistakes
             restart = (limit < 0 or failures <= limit) and not outcome.is_lasting
             self._tell_failure(attempt.number, outcome.failures, restart)
             if not restart:
@@ -231,7 +234,7 @@ class Controller:
             )
             for rank in range(world_size)
         ]
-        self._begin = name if origin is None else origin.path
+        self._began_with = self._begin = name if origin is None else origin.path
         self._observer.started(number, world_size, self._begin)
         self._engine.await_ready(self._reactor, lambda: self._outcome.signum is not None)
         if self._outcome.signum is not None:

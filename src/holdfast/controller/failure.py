@@ -17,16 +17,16 @@ _FOLLOWING_CHARACTERS = 100
 # `[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] `
 _SOURCE = re.compile(r"\A\[[^]\s]+\.\w+:\d+\]\s*")
 # `module.Type: text` of an error that is known to come from a collective: others talk to stores and databases, which are no ranks. gloo's
-# come as errors of any type.
+# and TensorFlow's come as errors of any type.
 _COLLECTIVE = re.compile(
     r"(?s)\A(torch\.distributed\.Dist\w*Error: |lightgbm\.basic\.LightGBMError: Socket |xgboost\.core\.XGBoostError: .*/src/collective/)"
-    r"|/gloo/[^]\s]+\.\w+:\d+\]|\bNCCL error\b"
+    r"|\Aholdfast\.errors\.WorkerStartError: .*could not join|/gloo/[^]\s]+\.\w+:\d+\]|\bNCCL error\b|\bCollective ops is aborted\b"
 )
 # As they say it when the process at the other end is gone.
 _LOST = re.compile(
     r"(?i)connection (was likely )?(closed|reset|refused|aborted|lost)|broken pipe|socket closed|remote process exited|ncclRemoteError"
 )
-# What tells of a mistake in the program. Their subclasses tell of a machine too, or of what was saved.
+# What mostly tells of a mistake in the program. Their subclasses tell of a machine too, or of what was saved.
 _MISTAKES = (ConfigurationError, MetricsError)
 
 
@@ -106,12 +106,12 @@ def by_cause(failures: Mapping[int, BaseException]) -> list[int]:
     return sorted(failures, key=order)
 
 
-def are_mistakes(failures: Mapping[int, BaseException]) -> bool:
-    """Whether all that failed, connections to others left aside, tells of mistakes in the program, which it makes whenever it comes there."""
+def mistakes_in(failures: Mapping[int, BaseException]) -> frozenset[str]:
+    """What is said of mistakes in the program, where all that failed, connections to others left aside, tells of one; else nothing."""
     causes = [error for error in failures.values() if not _has_lost(error)]
-    return bool(causes) and all(
-        isinstance(error, _MISTAKES) and type(error) in _MISTAKES and not error.may_pass for error in causes
-    )
+    if any(type(error) not in _MISTAKES for error in causes):
+        return frozenset()
+    return frozenset(map(str, causes))
 
 
 def summarise(failures: Mapping[int, BaseException]) -> str:

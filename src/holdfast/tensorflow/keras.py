@@ -99,7 +99,7 @@ class ReportCheckpointCallback:
         self._was_validated = False
         self._has_warned = False
         # Only what is needed: Keras asks whether a callback wants to hear of every batch, and is slower if one does.
-        for event in {"train_begin", "epoch_begin", "test_end", "epoch_end", *self._report_on}:
+        for event in {"train_begin", "train_end", "epoch_begin", "test_end", "epoch_end", *self._report_on}:
             name = f"on_{event}"
             setattr(self, name, functools.partial(self._on, event, getattr(self, name)))
 
@@ -151,6 +151,8 @@ class ReportCheckpointCallback:
         elif event == "epoch_begin":
             self._has_trained, self._was_validated = True, False
             _check_reports_once(None, frozenset())  # it has begun
+        elif event == "train_end":
+            _check_reports_once(None, frozenset())  # without an epoch
         elif event == "test_end":
             self._was_validated = True
         if event not in self._report_on or (event == "train_end" and not self._has_trained):

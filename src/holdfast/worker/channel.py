@@ -41,7 +41,7 @@ class _Sending:
 
     def __init__(self, send: Callable[[], None]) -> None:
         self.done = threading.Event()
-        self.error: DriverLostError | None = None
+        self.error: BaseException | None = None
         self._send = send
         # Taken by who comes first, and kept. A thread that has been started may begin at any later time.
         self._turn = threading.Lock()
@@ -52,7 +52,7 @@ class _Sending:
             return
         try:
             self._send()
-        except DriverLostError as error:
+        except BaseException as error:  # noqa: BLE001 - it is for who waits
             self.error = error
         finally:
             self.done.set()
@@ -130,8 +130,14 @@ class Channel:
         if len(frame) <= _CHUNK_BYTES or threading.current_thread() is not threading.main_thread():
             self._send(frame, is_report)
             return
+
         # It may go in pieces, and an interrupt between two of them, which Python raises in the main thread alone, would leave half a frame.
-        sending = _Sending(lambda: self._send(frame, is_report))
+        def send() -> None:
+            # Before: no interrupt reaches the other thread, and the one that waits for it may go on without its end.
+            self.num_reports += is_report
+            self._send(frame, is_report=False)
+
+        sending = _Sending(send)
         sender = threading.Thread(target=sending.run, name="holdfast-send", daemon=True)
         try:
             sender.start()

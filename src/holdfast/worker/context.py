@@ -153,7 +153,9 @@ class WorkerState:
 
     def is_reading(self, path: str) -> None:
         """The function reads the checkpoint at that path, however it came to it."""
-        if self.ignores_checkpoint:
+        if self.ignores_checkpoint and self.checkpoint is not None and path == self.checkpoint.path:
+            self.ignores_checkpoint = False
+        elif self.ignores_checkpoint:
             run = self.run
             is_local = run.local_path() is not None
             parent, ours = (os.path.realpath(each) if is_local else each for each in (path.rpartition("/")[0], run.url))

@@ -5,7 +5,7 @@ import traceback
 import cloudpickle
 import pytest
 
-from holdfast.controller.failure import WorkerError, are_mistakes, by_cause, from_failed, in_full, summarise
+from holdfast.controller.failure import WorkerError, by_cause, from_failed, in_full, mistakes_in, summarise
 from holdfast.errors import (
     ConfigurationError,
     MetricsError,
@@ -13,6 +13,7 @@ from holdfast.errors import (
     StorageAccessError,
     StorageError,
     WorkerDiedError,
+    WorkerStartError,
 )
 from holdfast.worker import protocol
 
@@ -128,6 +129,9 @@ def _error_of(kind: str, text: str) -> Exception:
             "[16:59:27] /__w/xgboost/xgboost/src/collective/result.cc:83: [comm_group.cc:125|16:59:27]:\n\n- Failed to connect to the "
             "tracker.\n- [socket.h:348|16:59:21]: Socket error. Connection refused",
         ),
+        WorkerStartError(
+            "rank 0 of 2 could not join the gloo process group at 127.0.0.1:1 (MASTER_ADDR, MASTER_PORT): Connection was likely closed"
+        ),
         WorkerError("torch.distributed.DistNetworkError: sendBytes failed on SocketImpl(fd=5): Broken pipe"),
     ],
     ids=lambda error: type(error).__name__,
@@ -157,12 +161,13 @@ def test_a_connection_to_anything_else_is_a_failure_of_the_rank_itself(own: Exce
     assert summarise({0: lost, 1: own}).startswith(f"rank 1: {said}; rank 0 then lost its connection")
 
 
-def test_what_the_same_code_does_again_is_told_from_what_may_pass() -> None:
+def test_mistakes_in_the_program_are_told_from_all_else() -> None:
     mistakes = ConfigurationError("no such event"), MetricsError("is a set")
     lost = RuntimeError(f"{GLOO}Connection closed by peer")
-    assert are_mistakes({0: mistakes[0]})
-    assert are_mistakes({0: lost, 1: mistakes[0], 2: mistakes[1]})
-    assert not are_mistakes({0: lost})
+    assert mistakes_in({0: mistakes[0]}) == {"no such event"}
+    assert mistakes_in({0: lost, 1: mistakes[0], 2: mistakes[1]}) == {"no such event", "is a set"}
+    assert mistakes_in({0: from_failed(0, _failed(mistakes[1]))}) == {"is a set"}
+    assert not mistakes_in({0: lost})
     others = (
         StateError("does not fit"),
         StorageAccessError("no"),
@@ -170,7 +175,4 @@ def test_what_the_same_code_does_again_is_told_from_what_may_pass() -> None:
         WorkerDiedError("rank 1 died"),
     )
     for other in others:
-        assert not are_mistakes({0: mistakes[0], 1: other})
-    passing = MetricsError("cannot be read")
-    passing.may_pass = True
-    assert not are_mistakes({0: from_failed(0, _failed(passing))})
+        assert not mistakes_in({0: mistakes[0], 1: other})

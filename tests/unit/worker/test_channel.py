@@ -94,10 +94,11 @@ def test_a_large_call_is_sent_whole_whatever_another_thread_says(ends):
 
 def test_an_interrupt_leaves_no_half_of_a_large_call(ends):
     channel, driver = ends
-    main, interrupts, found = threading.get_ident(), [], []
+    main, interrupts, found, counted = threading.get_ident(), [], [], []
 
     def read():
         driver.recv(1, socket.MSG_PEEK)  # a part of it is there, and no room for the rest
+        counted.append(channel.num_reports)
         while not interrupts:  # again and again, for one that comes just before a wait does not end it
             signal.pthread_kill(main, signal.SIGALRM)
             time.sleep(0.01)
@@ -117,6 +118,20 @@ def test_an_interrupt_leaves_no_half_of_a_large_call(ends):
     finally:
         signal.signal(signal.SIGALRM, before)
     assert [type(each) for each in found] == [protocol.ReportCall, protocol.BarrierCall]
+    # A second interrupt ends the wait for the rest of it, which goes all the same.
+    assert counted == [1]
+
+
+def test_a_large_call_that_cannot_be_sent_is_told_of(ends, monkeypatch):
+    channel, _ = ends
+
+    class Full:
+        def send(self, frame):
+            raise MemoryError
+
+    monkeypatch.setattr(channel, "_socket", Full())
+    with pytest.raises(MemoryError):
+        channel.send(protocol.ReportCall(1, b"x" * (4 << 20)))
 
 
 def test_an_interrupt_before_a_large_call_begins_leaves_nothing_of_it(ends, monkeypatch):
