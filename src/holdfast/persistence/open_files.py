@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 # Enough for the checkpoints of most.
 _WANTED = 65536
+_DESCRIPTORS = "/dev/fd"
 
 
 class RaisedLimit:
@@ -32,3 +34,14 @@ def most_open_files() -> int:
     """How many files may be open now."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _WANTED if soft == resource.RLIM_INFINITY else soft
+
+
+def free_files() -> int:
+    """How many more may be opened now."""
+    try:
+        num_open = len(os.listdir(_DESCRIPTORS))
+    except FileNotFoundError:  # a container that lacks it
+        num_open = 0
+    except OSError:  # not even this one
+        return 0
+    return max(0, most_open_files() - num_open)
