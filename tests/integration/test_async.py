@@ -296,25 +296,34 @@ def test_the_latest_checkpoint_is_the_same_on_every_rank_at_every_report(tmp_pat
 SCRIPT = """
 import os, resource, signal, sys, tempfile
 from pathlib import Path
-if sys.argv[2] == "few":
+if sys.argv[2] != "usual":
     resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
 import holdfast as train
 def loop(config):
+    if train.get_checkpoint():
+        return
+    if sys.argv[2] == "fewer":
+        own = [os.open(os.devnull, os.O_RDONLY) for _ in range(250)]
     with tempfile.TemporaryDirectory() as directory:
         for number in range(2000):
             Path(directory, f"file-{number}").write_text(str(number))
         pending = train.report({}, train.Checkpoint(directory), checkpoint_upload_mode=train.CheckpointUploadMode.ASYNC)
+    if sys.argv[2] == "fewer":
+        os.kill(os.getpid(), signal.SIGKILL)
     pending.result(60)
 def descriptors():
     return len(os.listdir("/proc/self/fd"))
 train.DataParallelTrainer(lambda: None, run_config=train.RunConfig(name="warm", storage_path=sys.argv[1])).fit()
 before = descriptors(), resource.getrlimit(resource.RLIMIT_NOFILE)
-train.DataParallelTrainer(loop, run_config=train.RunConfig(name="run", storage_path=sys.argv[1])).fit()
+failures = train.FailureConfig(max_failures=1 if sys.argv[2] == "fewer" else 0)
+train.DataParallelTrainer(loop, run_config=train.RunConfig(name="run", storage_path=sys.argv[1], failure_config=failures)).fit()
 assert (descriptors(), resource.getrlimit(resource.RLIMIT_NOFILE)) == before, (descriptors(), before)
 """
 
 
-@pytest.mark.parametrize("limit", ["few", "usual"])
+@pytest.mark.parametrize(
+    "limit", ["fewer", "few", "usual"]
+)  # `fewer`: and the worker has opened most of them, and dies at once
 def test_more_files_than_a_program_may_open_come_in_batches(tmp_path, limit):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

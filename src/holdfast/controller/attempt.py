@@ -322,7 +322,6 @@ class Attempt:
         self._processes.ended(rank)
         self._room.forget(rank)
         self._listings.forget(rank)
-        self._rounds.lose(rank)
         if rank not in self.ends.known:
             by_us = ended.code == -signal.SIGINT or (
                 ended.code == -signal.SIGKILL and rank in self._processes.killed and not ended.detail

@@ -31,8 +31,9 @@ class Listener:
 
     Attributes:
         on_message: A worker asks.
-        on_exit: A worker's process has ended; no message and no file of it follows.
-        on_files: A worker hands over open files (rank, message, descriptors, which the listener closes).
+        on_exit: A worker's process has ended; no message of it follows.
+        on_files: A worker hands over open files (rank, message, descriptors, which the listener closes). What it had handed over may
+            follow its exit; that it was the last, or that the rest is lost, is told as `Abandoned` with the index -1.
     """
 
     on_message: Callable[[int, protocol.Question], None]

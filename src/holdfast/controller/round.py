@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from holdfast.controller.meetings import ranks_text
-from holdfast.errors import HoldfastError, ReportError, WorkerDiedError
+from holdfast.errors import HoldfastError, ReportError
 from holdfast.persistence import layout
 from holdfast.worker import protocol
 from holdfast.worker.answers import error_of
@@ -159,11 +159,6 @@ class CheckpointRound:
             self._fail(error)
             return
         self._follow(future, num_descriptors=len(held))
-
-    def lose(self, rank: int) -> None:
-        """The rank is gone; what it has not handed over by now never comes."""
-        if rank in self._awaited:
-            self._fail(WorkerDiedError(f"rank {rank} ended while it handed over the files of checkpoint {self.name!r}"))
 
     def seal(self, metrics: bytes, world_size: int, *, validates: bool) -> None:
         """Every rank has come: commit as soon as everything is stored.

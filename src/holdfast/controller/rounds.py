@@ -145,11 +145,6 @@ class Rounds:
         if descriptors:
             self._files_closed(len(descriptors))
 
-    def lose(self, rank: int) -> None:
-        """The rank is gone."""
-        for _, round_ in list(self._open.values()):
-            round_.lose(rank)
-
     def cancel(self, meeting: Meeting, error: BaseException) -> bool:
         """Gives the meeting's checkpoint up; False where it has none. Its end is told as any other."""
         found = self._open.get(meeting.ordinal)

@@ -162,9 +162,9 @@ class InProcessEngine(Engine):
 
     @staticmethod
     def _ended(connection: Connection, files: FileConnections, listener: Listener, code: int) -> None:
-        files.drain(0)
         connection.drain()
         listener.on_exit(0, Exit(code))
+        files.drain(0)
 
 
 def drive_in_thread(controller: Controller, engine: InProcessEngine, stop: StopRequests) -> Outcome:

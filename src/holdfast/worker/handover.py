@@ -19,12 +19,16 @@ import msgspec
 
 from holdfast.errors import CheckpointSourceError, DriverLostError, HoldfastError, ShardModifiedError
 from holdfast.persistence import layout
+from holdfast.persistence.open_files import RaisedLimit, free_files
 from holdfast.persistence.sources import REPLACED, open_source, source_of
 from holdfast.records import StagedFile, StagedShard
 from holdfast.worker import protocol
 
 # The kernel takes 253 at most in one message.
 _PER_MESSAGE = 250
+# Of the files that this process may still open: others are for the rest of it, and the node must have room for a whole message.
+_FREE_PART = 16
+_NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE})
 _CHUNK_BYTES = 1 << 16
 _FULL_WAIT_S = 0.001
 
@@ -38,7 +42,7 @@ def regular_files(shard: StagedShard) -> list[StagedFile]:
 
 
 class HandOver:
-    """A shard's files on their way to the node.
+    """A shard's files on their way to the node; until `close` this process may open more files than otherwise.
 
     Args:
         connection: The worker's end.
@@ -52,13 +56,15 @@ class HandOver:
         self._files = regular_files(shard)
         self._opened: list[int] = []
         self._error: HoldfastError | None = None
+        self._limit = RaisedLimit()
+        self._most = min(_PER_MESSAGE, max(1, free_files() // _FREE_PART))
 
     def open_first(self) -> None:
         """Opens as many files as one message takes, while the node thinks about its answer; `send` raises what goes wrong. Safe to repeat."""
         if self._opened or self._error is not None:
             return
         try:
-            self._open(self._files[:_PER_MESSAGE])
+            self._open(0)
         except HoldfastError as error:
             self._error = error
 
@@ -73,11 +79,13 @@ class HandOver:
         try:
             if self._error is not None:
                 raise self._error
-            for first in range(0, len(self._files), _PER_MESSAGE):
+            first = 0
+            while first < len(self._files):
                 if not self._opened:
-                    self._open(self._files[first : first + _PER_MESSAGE])
+                    self._open(first)
                 _send(self._socket, protocol.Files(self._index, first, len(self._opened)), self._opened)
-                self.close()
+                first += len(self._opened)
+                self._close_opened()
         finally:
             self.close()
 
@@ -91,25 +99,32 @@ class HandOver:
 
     def close(self) -> None:
         """Closes this process's descriptors; safe to repeat."""
+        self._close_opened()
+        self._limit.restore()
+
+    def _close_opened(self) -> None:
         while self._opened:
             os.close(self._opened.pop())
 
-    def _open(self, files: Sequence[StagedFile]) -> None:
-        for file in files:
-            self._opened.append(_open(self._root, file))
+    def _open(self, first: int) -> None:
+        """Opens the files of the next message: fewer, but one at least, where this process may open no more."""
+        for file in self._files[first : first + self._most]:
+            try:
+                self._opened.append(open_source(self._root, file))
+            except OSError as error:
+                if error.errno in _NONE_LEFT and self._opened:
+                    return
+                raise _told(self._root, file, error) from error
 
 
-def _open(root: str, file: StagedFile) -> int:
-    try:
-        return open_source(root, file)
-    except OSError as error:
-        path = source_of(root, file)
-        if error.errno in REPLACED:
-            raise ShardModifiedError(
-                f"{path!r} vanished or was replaced while it was being reported; leave the directory alone until `report` "
-                "has returned"
-            ) from error
-        raise CheckpointSourceError(f"Cannot read {path!r}: {os.strerror(error.errno or 0)}") from error
+def _told(root: str, file: StagedFile, error: OSError) -> HoldfastError:
+    path = source_of(root, file)
+    if error.errno in REPLACED:
+        return ShardModifiedError(
+            f"{path!r} vanished or was replaced while it was being reported; leave the directory alone until `report` "
+            "has returned"
+        )
+    return CheckpointSourceError(f"Cannot read {path!r}: {os.strerror(error.errno or 0)}")
 
 
 def _send(connection: socket.socket, message: protocol.Message, descriptors: Sequence[int]) -> None:

@@ -59,6 +59,10 @@ class Node:
         self.num_closed += count
         self._connections.closed(count)
 
+    def lose(self):
+        """The rank's process has ended."""
+        self._connections.drain(0)
+
     def run_until(self, condition):
         late = self._reactor.after(LIMIT_S, lambda: pytest.fail("it waits for what never comes"))
         self._reactor.run_until(condition)
@@ -71,7 +75,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine_files, "most_open_files", lambda: 4)  # of which half are for these
+    monkeypatch.setattr(engine_files, "free_files", lambda: 4)  # of which half are for these
     monkeypatch.setattr(handover, "_PER_MESSAGE", 1)
     reactor, writer = Reactor(), open_run(tmp_path / "run")
     node = Node(reactor, writer)
@@ -104,7 +108,7 @@ def test_the_first_files_are_stored_though_the_last_never_comes(node, shard, tmp
     node.run_until(lambda: node.num_closed == 1)
     (place,) = [name for name in hidden(tmp_path / "run") if ".partial-" in name]
     assert (tmp_path / "run" / place / "a").read_bytes() == b"1"
-    node.round.lose(0)
+    node.lose()
     node.run_until(lambda: node.ends)
     assert isinstance(node.ends[0], WorkerDiedError)
     assert visible(tmp_path / "run") == hidden(tmp_path / "run") == []

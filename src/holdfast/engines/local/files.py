@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.controller.group import Listener
 from holdfast.engines.local.duplex import Duplex
-from holdfast.errors import StorageError
-from holdfast.persistence.open_files import RaisedLimit, most_open_files
+from holdfast.errors import StorageError, WorkerDiedError
+from holdfast.persistence.open_files import RaisedLimit, free_files
 from holdfast.worker import protocol
 from holdfast.worker.handover import Receiver
 
@@ -27,8 +28,9 @@ class _End:
 class FileConnections:
     """All workers' sockets for open files, under one budget of descriptors.
 
-    A program may open a limited number of files; half of them are for those that were handed over. While all of that
-    half is in use nothing more is read from the sockets, so that `report` waits in the worker and no file is lost.
+    A program may open a limited number of files; half of those that are left are for what was handed over. While all of that
+    half is in use nothing more is read from the sockets: the kernel would throw away what cannot be opened. `report` waits in the
+    worker, and what a worker that has ended left in its socket waits there.
 
     Args:
         drain_calls: Delivers what a rank has said so far on its other socket. The report that files belong to was sent there before
@@ -40,7 +42,11 @@ class FileConnections:
         self._listener = listener
         self._drain_calls = drain_calls
         self._ends: dict[int, _End] = {}
+        # The ranks that have ended, while their sockets are not read to the end.
+        self._ended: set[int] = set()
         self._num_open = 0
+        self._budget = 1
+        self._is_full = False
         self._limit: RaisedLimit | None = None
 
     def add(self, rank: int) -> socket.socket:
@@ -56,24 +62,37 @@ class FileConnections:
 
     def closed(self, count: int) -> None:
         """So many descriptors were closed."""
-        was_full = self._num_open >= self._budget()
         self._num_open -= count
-        if was_full:
+        if self._is_full and self._num_open < self._budget:
+            self._is_full = False
             self._watch()
 
     def drain(self, rank: int) -> None:
-        """Delivers what a worker that has ended had still handed over, and closes its socket."""
-        while self._read(rank):
-            pass
-        self._end(rank)
+        """Delivers what a worker that has ended had still handed over, then that nothing follows; as there is room.
+
+        What it has said on its other socket was delivered before.
+        """
+        self._ended.add(rank)
+        self._ends[rank].duplex.read_on(False)
+        self._drain(rank)
 
     def close(self) -> None:
         """Frees everything; safe to repeat."""
+        self._ended.clear()
         for rank in self._ends:
             self._end(rank)
         if self._limit is not None:
             self._limit.restore()
             self._limit = None
+
+    def _drain(self, rank: int) -> None:
+        while rank in self._ended and not self._is_full:
+            # Not until its end: a process that the worker has left behind may hold the other end open.
+            if not self._read(rank):
+                self._ended.discard(rank)
+                self._end(rank)
+                text = f"rank {rank} ended while it handed over the files of its checkpoint"
+                self._listener.on_files(rank, protocol.Abandoned(-1, WorkerDiedError.kind, text), [])
 
     def _end(self, rank: int) -> None:
         end = self._ends[rank]
@@ -83,10 +102,12 @@ class FileConnections:
     def _read(self, rank: int) -> bool:
         """Reads once; False when nothing is to be had now."""
         end = self._ends[rank]
-        if end.duplex.is_closed or end.receiver.at_end:
+        # Full: another rank's files may have come since the loop saw that this one has something.
+        if end.duplex.is_closed or end.receiver.at_end or self._is_full:
             return False
         if self._limit is None:
             self._limit = RaisedLimit()
+            self._budget = max(1, free_files() // 2)
         got = False
         try:
             for message, descriptors in end.receiver.receive():
@@ -103,14 +124,15 @@ class FileConnections:
             return False
         if end.receiver.at_end:
             end.duplex.read_on(False)
-        if self._num_open >= self._budget():
+        if self._num_open >= self._budget:
+            self._is_full = True
             self._watch()
         return got
 
     def _watch(self) -> None:
-        has_room = self._num_open < self._budget()
-        for end in self._ends.values():
-            end.duplex.read_on(has_room and not end.receiver.at_end)
-
-    def _budget(self) -> int:
-        return max(1, most_open_files() // 2)
+        for rank, end in self._ends.items():
+            if rank not in self._ended:
+                end.duplex.read_on(not self._is_full and not end.receiver.at_end)
+            elif not self._is_full:
+                # Later: files may be closed while they are delivered, in the middle of a read.
+                self._reactor.post(partial(self._drain, rank))

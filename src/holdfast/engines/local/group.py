@@ -198,12 +198,12 @@ class LocalGroup(WorkerGroup):
 
     def _ended_of(self, rank: int) -> Callable[[Exit], None]:
         def ended(exit_: Exit) -> None:
-            # What it said before it ended may still lie in the socket, and goes first.
-            self._files.drain(rank)
+            # What it said before it ended may still lie in the socket, and goes first. What it handed over may have to wait.
             self._connections[rank].drain()
             self._connections[rank].close()
             detail = exit_.detail or self._detail(exit_.code)
             self._listener.on_exit(rank, Exit(exit_.code, detail, is_lost=exit_.is_lost))
+            self._files.drain(rank)
 
         return ended
 
