@@ -13,7 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
-from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
+from holdfast.errors import (
+    StorageAccessError,
+    StorageError,
+    StorageUnavailableError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
 from holdfast.stores.base import Hasher
 from holdfast.stores.local_copy import read_exactly
 from holdfast.stores.local_errors import storage_error
@@ -194,9 +200,16 @@ def _settle(client: Client, name: str, nonce: str, size_bytes: int, error: Stora
 
     Raises:
         StoreExistsError: Another's object is there.
-        StorageError: Nothing is there: what the write itself raised, where that says it.
+        StorageError: Nothing is there: what the write itself raised, where that says it; so, too, where the store does not let itself
+            be asked, for the answer to a look has no body, and so no reason.
     """
-    found = look(client, name)
+    try:
+        found = look(client, name)
+    except StorageAccessError:
+        # These two say nothing without a look: something may lie there, ours or another's.
+        if isinstance(error, (StoreExistsError, StoreNotFoundError)):
+            raise
+        raise error from None
     if isinstance(error, StoreNotFoundError):
         # What would complete an upload in parts was sent again for want of an answer, and finds none to complete: the server may be
         # at it still, for minutes where that means copying gigabytes.
