@@ -24,6 +24,7 @@ from holdfast.stores.base import Hasher
 from holdfast.stores.local_copy import read_exactly
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.object_client import Client
+from holdfast.stores.object_line import SMALL_BYTES
 from holdfast.stores.object_memory import budget
 from holdfast.stores.object_requests import begin_put, delete, look, pages, put_parts
 
@@ -35,8 +36,6 @@ WHOLE_BYTES = 8 << 20
 _PART_BYTES = 5 << 20
 _MOST_AT_ONCE = 24
 _LEAST_AT_ONCE = 3
-# Of files up to here the requests take the time, and not the bytes.
-SMALL_BYTES = 64 << 10
 # Of S3 and Google Cloud; Azure has 50,000.
 _MOST_PARTS = 10_000
 _STEP_BYTES = 64 << 10
@@ -139,7 +138,7 @@ def _begin_whole(client: Client, name: str, source: int, size_bytes: int, hasher
 def _put_parts(client: Client, name: str, parts: _Parts, at_once: int) -> None:
     nonce = client.nonce()
     try:
-        put_parts(client, name, parts, nonce=nonce, part_bytes=parts.part_bytes, at_once=at_once)
+        put_parts(client, name, parts, parts.size_bytes, nonce=nonce, part_bytes=parts.part_bytes, at_once=at_once)
     except StorageError as error:
         if parts.error is not None:
             _raise_reading_error(client, name, parts.error)
