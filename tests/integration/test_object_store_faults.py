@@ -137,6 +137,18 @@ def test_an_upload_that_fails_at_its_end_is_no_success(
     assert server.unfinished_uploads(bucket) == 0
 
 
+def test_a_token_that_expires_while_a_file_goes_up_is_told_as_that(store: Store, proxy: Proxy, tmp_path: Path) -> None:
+    """Also the look at what became of it is refused, and that has no reason with it."""
+    proxy.fail(Fault("PUT", contains="partNumber=3", times=-1, answers=answer(403, "ExpiredToken")))
+    # After the one that comes before the upload.
+    proxy.fail(Fault("HEAD", contains="c/file"))
+    proxy.fail(
+        Fault("HEAD", contains="c/file", times=-1, answers=b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+    )
+    with pytest.raises(StorageAccessError, match="the session token has expired"):
+        put(store, "c/file", tmp_path, os.urandom(LARGE))
+
+
 def test_a_write_that_is_confirmed_and_not_there_is_no_success(store: Store, proxy: Proxy, tmp_path: Path) -> None:
     proxy.fail(Fault("PUT", answers=b'HTTP/1.1 200 OK\r\nETag: "x"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'))
     put(store, "c/file", tmp_path, b"data")

@@ -17,6 +17,7 @@ SLOW_DOWN = (
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
 SLOW_DOWN = SLOW_DOWN % len(SLOW_DOWN.partition(b"\r\n\r\n")[2])
+_STEP_BYTES = 1 << 18
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\S+)", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
@@ -68,6 +69,7 @@ class Proxy:
         tls: How it speaks to clients, where that is encrypted; to the server it never is.
         requests: The first line of each request that came, in order.
         ranges: The bytes that it asked for, as it said so; empty for all.
+        bytes_per_s: What all connections together carry, in either direction; None for as much as they can.
     """
 
     port: int
@@ -75,8 +77,10 @@ class Proxy:
     tls: ssl.SSLContext | None = None
     requests: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
+    bytes_per_s: float | None = None
     _faults: list[Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lane: threading.Lock = field(default_factory=threading.Lock)
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, fault: Fault) -> Fault:
@@ -120,7 +124,7 @@ class Proxy:
             _read(client, fault.cuts_request_at - len(body))
             _reset(client)
             return
-        body += _read(client, length - len(body))
+        body += _read(client, length - len(body), self._pass)
         if fault.stalls:
             self._ended.wait()
             return
@@ -143,7 +147,15 @@ class Proxy:
             client.sendall(response[: start + fault.cuts_answer_at])
             _reset(client)
         else:
-            client.sendall(response)
+            for start in range(0, len(response), _STEP_BYTES):
+                self._pass(len(response[start : start + _STEP_BYTES]))
+                client.sendall(response[start : start + _STEP_BYTES])
+
+    def _pass(self, num_bytes: int) -> None:
+        """Returns when the line has carried so many bytes, in turns with the other connections."""
+        if self.bytes_per_s is not None:
+            with self._lane:
+                self._ended.wait(num_bytes / self.bytes_per_s)
 
 
 @contextmanager
@@ -192,12 +204,13 @@ def _read_head(client: socket.socket) -> bytes:
     return head
 
 
-def _read(client: socket.socket, num_bytes: int) -> bytes:
+def _read(client: socket.socket, num_bytes: int, passes: Callable[[int], None] = lambda _: None) -> bytes:
     parts = []
     while num_bytes > 0:
-        part = client.recv(min(num_bytes, 1 << 20))
+        part = client.recv(min(num_bytes, _STEP_BYTES))
         if not part:
             break
+        passes(len(part))
         parts.append(part)
         num_bytes -= len(part)
     return b"".join(parts)

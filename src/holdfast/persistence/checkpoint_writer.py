@@ -97,7 +97,8 @@ class CheckpointWriter:
                 self._place,
                 on_bytes=on_bytes,
                 descriptors=descriptors,
-                predecessor=self._owner.predecessor,
+                # Not that of now: files may wait until a later one is committed, and this one let go of.
+                predecessor=lambda: self._owner.predecessor,
                 kept=self._kept,
                 traces=self._traces,
                 after=self._claimed,

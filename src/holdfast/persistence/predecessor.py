@@ -68,6 +68,10 @@ class Predecessor(Protocol):
         """
 
 
+def no_predecessor() -> None:
+    """For a checkpoint that has none."""
+
+
 def sample_of(descriptor: int, size_bytes: int) -> str | None:
     """What tells two versions of an open file apart, nearly always; None for a file that is too small to be copied by a store."""
     if size_bytes < _COPIED_FROM_BYTES:

@@ -21,7 +21,7 @@ from holdfast.errors import (
 from holdfast.persistence import layout
 from holdfast.persistence.digest import FileHasher, digest_fd
 from holdfast.persistence.known_digests import KnownDigests
-from holdfast.persistence.predecessor import Predecessor, Traces, sample_of
+from holdfast.persistence.predecessor import Predecessor, Traces, no_predecessor, sample_of
 from holdfast.persistence.retry import Retries, RetryPolicy
 from holdfast.persistence.sources import REPLACED, open_source, source_of
 from holdfast.records import StagedFile, StoredFile
@@ -49,7 +49,7 @@ class FileTransfer:
         stop: Set when another file failed or the upload was cancelled.
         descriptors: Files that were handed over open, by path; they are read whatever lies in the directory now, and
             closed here.
-        predecessor: The checkpoint whose unchanged files need not be sent again.
+        predecessor: Gives the checkpoint whose unchanged files need not be sent again, when a file's turn comes.
         known: Digests of files that need not be read again.
         linked: The paths of files that were taken over already.
         kept: Gets each file that is stored, open.
@@ -65,7 +65,7 @@ class FileTransfer:
     retry: RetryPolicy
     stop: threading.Event
     descriptors: dict[str, int] = field(default_factory=dict)
-    predecessor: Predecessor | None = None
+    predecessor: Callable[[], Predecessor | None] = no_predecessor
     known: KnownDigests = field(default_factory=KnownDigests)
     linked: set[str] = field(default_factory=set)
     kept: KeptFiles | None = None
@@ -221,17 +221,30 @@ def _store_regular(transfer: FileTransfer, file: StagedFile) -> Step:
 
 def _share(transfer: FileTransfer, file: StagedFile, descriptor: int, progress: _Progress) -> tuple[str | None, bool]:
     """The file's digest where all of it was read, and whether the store has it now by a link to an equal one, or a copy of it."""
-    predecessor = transfer.predecessor
-    wanted = predecessor.candidate(file, descriptor) if predecessor is not None else None
-    if predecessor is None or wanted is None or file.path in transfer.linked:
-        return None, False
-    digest = transfer.known.find(os.fstat(descriptor)) or digest_fd(descriptor, file.size_bytes, progress.hasher)
-    if digest != wanted:
-        return digest, False
-    try:
-        return digest, predecessor.share(file, transfer.key(file))
-    except StoreExistsError:
-        return digest, False
+    digest: str | None = None
+    last: Predecessor | None = None
+    # Twice: while a large file is read, retention may let go of the one that it was to be shared with.
+    for _ in range(0 if file.path in transfer.linked else 2):
+        predecessor = transfer.predecessor()
+        if predecessor is None or predecessor is last:
+            break
+        last = predecessor
+        wanted = predecessor.candidate(file, descriptor)
+        if wanted is None:
+            break
+        digest = (
+            digest
+            or transfer.known.find(os.fstat(descriptor))
+            or digest_fd(descriptor, file.size_bytes, progress.hasher)
+        )
+        if digest != wanted:
+            break
+        try:
+            if predecessor.share(file, transfer.key(file)):
+                return digest, True
+        except StoreExistsError:
+            break
+    return digest, False
 
 
 def _adopt(transfer: FileTransfer, file: StagedFile, source: str | int, descriptor: int) -> bool:

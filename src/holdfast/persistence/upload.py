@@ -15,7 +15,7 @@ from holdfast.persistence import layout
 from holdfast.persistence.file_systems import shows_removed_files
 from holdfast.persistence.known_digests import KnownDigests
 from holdfast.persistence.listing import list_files
-from holdfast.persistence.predecessor import Predecessor, Traces
+from holdfast.persistence.predecessor import Predecessor, Traces, no_predecessor
 from holdfast.persistence.retry import RetryPolicy, retried
 from holdfast.persistence.right_of_way import give_way
 from holdfast.persistence.shard_work import MakeStep, ShardFuture, ShardWork
@@ -65,7 +65,7 @@ class Uploader:
         *,
         on_bytes: Callable[[int], None] | None = None,
         descriptors: dict[str, int] | None = None,
-        predecessor: Predecessor | None = None,
+        predecessor: Callable[[], Predecessor | None] = no_predecessor,
         kept: KeptFiles | None = None,
         traces: Traces | None = None,
         after: Future[None] | None = None,
@@ -80,7 +80,8 @@ class Uploader:
                 failed try had told.
             descriptors: Open files, by path, that are read instead of what lies in the shard's directory; they are
                 closed when the shard is done, however it ends. Training goes on beside it, so the threads give way to it.
-            predecessor: A checkpoint whose files are linked to, or copied by the store, where they are equal.
+            predecessor: Gives, when a file's turn comes, a checkpoint whose files are linked to, or copied by the store, where they are
+                equal.
             kept: Keeps the files open once they are stored.
             traces: What all shards of the checkpoint come upon.
             after: Nothing is stored before this is done, and nothing where it fails: its error is the shard's.
@@ -157,7 +158,7 @@ class Uploader:
         step: MakeStep,
         on_bytes: Callable[[int], None] | None,
         descriptors: dict[str, int] | None = None,
-        predecessor: Predecessor | None = None,
+        predecessor: Callable[[], Predecessor | None] = no_predecessor,
         kept: KeptFiles | None = None,
         traces: Traces | None = None,
         after: Future[None] | None = None,

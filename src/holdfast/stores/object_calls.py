@@ -75,6 +75,7 @@ class Calls:
 
     Attributes:
         has_answered: Whether any request had its answer.
+        answered_s: When the last one had.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Calls:
         self.judge = judge
         self.patience = patience
         self.has_answered = False
+        self.answered_s = float("-inf")
         self._tell = tell
         self._until_s: float | None = None
         self._open: set[_Call[Any]] = set()
@@ -148,8 +150,9 @@ class Calls:
     # What follows is for the calls, on the loop.
 
     def answered(self) -> None:
-        """A request had its answer."""
+        """A request had its answer, or begins to have it."""
         self.has_answered = True
+        self.answered_s = time.monotonic()
 
     def waits(self, error: BaseException, waited_s: float) -> None:
         """A request that failed so is about to be sent again."""

@@ -6,7 +6,7 @@ child of a process that has used a bucket gets an error instead, and a child of 
 Time limits. A connection is made within 5 s and a request answered within 60 s. What fails for a reason that passes (5xx,
 refused, broken or silent connections) is sent again for 120 s, with growing random pauses, which a warning tells of, as it does of a
 server that says nothing for some seconds; 8 times only as long as the server has never answered. Above that, `persistence.retry` decides. `connect_timeout`, `request_timeout`, `retry_timeout` (all in seconds) and `max_retries` in a URL
-change them. `object_calls` sends again what is one request; what is many, a listing or an upload in parts, the library does.
+change them. Bytes of files have longer on a thin line (`object_line`). `object_calls` sends again what is one request; what is many, a listing or an upload in parts, the library does.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from holdfast.stores.object_calls import FIRST_PAUSE_S, LONGEST_PAUSE_S, Calls, 
 from holdfast.stores.object_errors import is_throttled, object_error, unusable
 from holdfast.stores.object_gate import Gate
 from holdfast.stores.object_given import given_credentials, profile_credentials
+from holdfast.stores.object_line import LONGER, Line
 from holdfast.stores.object_url import CLIENT_OPTIONS, Place, from_environment, is_on
 
 _log = logging.getLogger("holdfast")
@@ -69,6 +70,7 @@ class Client:
         keeps_nonces: Whether an object keeps what its write was called; taken for true until a probe has shown otherwise.
         answers_ranges: Whether a part of an object can be asked for; taken for true until an answer has shown otherwise.
         calls: What is on its way.
+        line: The network to it.
     """
 
     def __init__(self, place: Place) -> None:
@@ -77,8 +79,9 @@ class Client:
         self.keeps_nonces = True
         self.answers_ranges = True
         self.calls = self._make_calls()
+        self.line = self._make_line()
         self._told_s: dict[str, float] = {}
-        self._handles: dict[Resends, Any] = {}
+        self._handles: dict[tuple[Resends, bool], Any] = {}
         self._lock = threading.Lock()
         self._provider: list[Any] = []
         self._name_writes()
@@ -92,23 +95,25 @@ class Client:
         """
         return _library(self.place.root)
 
-    def handle(self, resends: Resends = Resends.NEVER) -> Any:
+    def handle(self, resends: Resends = Resends.NEVER, *, num_bytes: int = 0) -> Any:
         """The library's object for the bucket.
 
         Args:
             resends: Whether the library itself sends failed requests again.
+            num_bytes: How much of a file the request carries; see `object_line`.
 
         Raises:
             StorageError: This process was forked from one that had used object storage.
             ConfigurationError: obstore is not installed, or cannot use the options.
         """
         _process.enter(self.place.root)
-        found = self._handles.get(resends)
+        key = resends, self.line.is_thin_for(num_bytes)
+        found = self._handles.get(key)
         if found is None:
             with self._lock:
-                found = self._handles.get(resends)
+                found = self._handles.get(key)
                 if found is None:
-                    found = self._handles[resends] = self._connect(resends)
+                    found = self._handles[key] = self._connect(*key)
         return found
 
     def call(
@@ -204,6 +209,7 @@ class Client:
         self._provider = []
         self._name_writes()
         self.calls = self._make_calls()
+        self.line = self._make_line()
 
     def nonce(self) -> str:
         """What a write is called, by which it is known again; no other write of any process has the same."""
@@ -217,6 +223,9 @@ class Client:
     def _make_calls(self) -> Calls:
         retries, limit_s = _resending(dict(self.place.options))
         return Calls(Gate(self.place.root), self._judge, Patience(retries, limit_s), self._tell)
+
+    def _make_line(self) -> Line:
+        return Line(self.place.root, _silence_s(dict(self.place.options)), self.calls)
 
     def _tell(self, error: BaseException | None, waited_s: float) -> None:
         now_s, what = time.monotonic(), "error" if error is not None else "silence"
@@ -254,11 +263,15 @@ class Client:
         # An endpoint may have a password in it, as any URL.
         return found.rpartition("@")[2] if found else _SERVICES.get(place.service, place.root)
 
-    def _connect(self, resends: Resends) -> Any:
+    def _connect(self, resends: Resends, is_patient: bool) -> Any:
         place = self.place
         _library(place.root)
         options = {**from_environment(place.service, os.environ, place.option("profile")), **dict(place.options)}
         ours = {name: options.pop(name) for name in list(options) if name in CLIENT_OPTIONS}
+        if is_patient:
+            longer_s = LONGER * _silence_s(ours)
+            # What breaks off late is to be sent again, too.
+            ours |= {"request_timeout": str(longer_s), "retry_timeout": str(_resending(ours)[1] + longer_s)}
         if options.get("endpoint", "").startswith("http://"):
             ours.setdefault("allow_http", "true")
         arguments: dict[str, Any] = {
@@ -294,6 +307,11 @@ def _client_options(ours: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def _silence_s(ours: Mapping[str, str]) -> float:
+    """How long a request may take with all its data."""
+    return float(ours.get("request_timeout", _LIMITS_S["request_timeout"]))
+
+
 def _resending(ours: Mapping[str, str]) -> tuple[int, float]:
     """How often, and for how many seconds, a request is sent again."""
     return (
@@ -310,8 +328,7 @@ def _retry_config(ours: Mapping[str, str], resends: Resends) -> dict[str, Any]:
         retries, limit_s = min(retries, _PROBE_RETRIES), min(limit_s, _PROBE_LIMIT_S)
     elif resends is Resends.GOES_ON:
         # Nothing that lasted as long as a silence may: of that a warning tells, here.
-        silence_s = float(ours.get("request_timeout", _LIMITS_S["request_timeout"]))
-        retries, limit_s = min(retries, _BODY_RETRIES), min(limit_s, silence_s / 2)
+        retries, limit_s = min(retries, _BODY_RETRIES), min(limit_s, _silence_s(ours) / 2)
     return {
         "max_retries": retries,
         "retry_timeout": datetime.timedelta(seconds=limit_s),

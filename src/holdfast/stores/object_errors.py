@@ -162,6 +162,11 @@ def is_throttled(error: BaseException) -> bool:
     return status in (429, 503) or code in _TOO_FAST
 
 
+def is_timed_out(error: BaseException) -> bool:
+    """Whether a request was not over when its time was."""
+    return any(text in str(error) for text in _TIMED_OUT)
+
+
 def _answer_in(detail: str) -> tuple[int | None, str]:
     """The status and the code that a server answered with, as far as the library's text has them."""
     status = int(found[1]) if (found := _STATUS.search(detail)) else None

@@ -13,11 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
-from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
+from holdfast.errors import (
+    StorageAccessError,
+    StorageError,
+    StorageUnavailableError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
 from holdfast.stores.base import Hasher
 from holdfast.stores.local_copy import read_exactly
 from holdfast.stores.local_errors import storage_error
 from holdfast.stores.object_client import Client
+from holdfast.stores.object_line import SMALL_BYTES
 from holdfast.stores.object_memory import budget
 from holdfast.stores.object_requests import begin_put, delete, look, pages, put_parts
 
@@ -29,8 +36,6 @@ WHOLE_BYTES = 8 << 20
 _PART_BYTES = 5 << 20
 _MOST_AT_ONCE = 24
 _LEAST_AT_ONCE = 3
-# Of files up to here the requests take the time, and not the bytes.
-SMALL_BYTES = 64 << 10
 # Of S3 and Google Cloud; Azure has 50,000.
 _MOST_PARTS = 10_000
 _STEP_BYTES = 64 << 10
@@ -133,7 +138,7 @@ def _begin_whole(client: Client, name: str, source: int, size_bytes: int, hasher
 def _put_parts(client: Client, name: str, parts: _Parts, at_once: int) -> None:
     nonce = client.nonce()
     try:
-        put_parts(client, name, parts, nonce=nonce, part_bytes=parts.part_bytes, at_once=at_once)
+        put_parts(client, name, parts, parts.size_bytes, nonce=nonce, part_bytes=parts.part_bytes, at_once=at_once)
     except StorageError as error:
         if parts.error is not None:
             _raise_reading_error(client, name, parts.error)
@@ -194,9 +199,16 @@ def _settle(client: Client, name: str, nonce: str, size_bytes: int, error: Stora
 
     Raises:
         StoreExistsError: Another's object is there.
-        StorageError: Nothing is there: what the write itself raised, where that says it.
+        StorageError: Nothing is there: what the write itself raised, where that says it; so, too, where the store does not let itself
+            be asked, for the answer to a look has no body, and so no reason.
     """
-    found = look(client, name)
+    try:
+        found = look(client, name)
+    except StorageAccessError:
+        # These two say nothing without a look: something may lie there, ours or another's.
+        if isinstance(error, (StoreExistsError, StoreNotFoundError)):
+            raise
+        raise error from None
     if isinstance(error, StoreNotFoundError):
         # What would complete an upload in parts was sent again for want of an answer, and finds none to complete: the server may be
         # at it still, for minutes where that means copying gigabytes.

@@ -19,6 +19,7 @@ from holdfast.errors import (
     StoreNotFoundError,
 )
 from holdfast.stores.object_client import Client, Resends
+from holdfast.stores.object_line import SMALL_BYTES
 
 # A name that all three services take for user metadata (Azure's must be an identifier).
 NONCE = "holdfastwrite"
@@ -139,9 +140,16 @@ async def fetch(client: Client, name: str, range_bytes: tuple[int, int] | None =
     Args:
         range_bytes: Start, and end (not included); None for all.
     """
-    options = {"range": range_bytes} if range_bytes is not None else None
-    handle = client.handle(Resends.GOES_ON if range_bytes is not None else Resends.NEVER)
+    if range_bytes is None:
+        return await _fetch(client, client.handle(), name, None)
+    num_bytes = range_bytes[1] - range_bytes[0]
+    handle = client.handle(Resends.GOES_ON, num_bytes=num_bytes)
+    return await client.line.carry(num_bytes, lambda: _fetch(client, handle, name, {"range": range_bytes}))
+
+
+async def _fetch(client: Client, handle: Any, name: str, options: Mapping[str, Any] | None) -> Piece:
     result = await client.obstore.get_async(handle, name, options=options)
+    client.calls.answered()
     data = memoryview(await result.bytes_async())
     return Piece(data, int(result.meta["size"]), result.meta["e_tag"])
 
@@ -197,11 +205,16 @@ def begin_put(
     obstore, handle = client.obstore, client.handle(_resends(probe))
     attributes = {NONCE: nonce} if nonce is not None else None
     mode = "create" if only_new else "overwrite"
-    future = client.calls.begin(
-        lambda: obstore.put_async(handle, name, data, attributes=attributes, mode=mode, use_multipart=False),
-        once=probe,
-        bulk=nonce is not None,
-    )
+
+    def send_by(handle: Any) -> Any:
+        return obstore.put_async(handle, name, data, attributes=attributes, mode=mode, use_multipart=False)
+
+    def send() -> Any:
+        if len(data) <= SMALL_BYTES:  # another layer would cost as much as the request
+            return send_by(handle)
+        return client.line.carry(len(data), lambda: send_by(client.handle(_resends(probe), num_bytes=len(data))))
+
+    future = client.calls.begin(send, once=probe, bulk=nonce is not None)
     return lambda: client.outcome(action, name, future)
 
 
@@ -216,20 +229,23 @@ put = _and_wait(begin_put)
 """Puts a small object; raises what the wait of `begin_put` does."""
 
 
-def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, part_bytes: int, at_once: int) -> None:
+def put_parts(
+    client: Client, name: str, parts: Iterable[bytes], size_bytes: int, *, nonce: str, part_bytes: int, at_once: int
+) -> None:
     """Puts an object in parts, several at once. Two requests, and one a part.
 
     Ended by an error, of the network or of the reading, the library aborts the upload: no part stays behind. Only one that is
     broken off leaves them, for the bucket's rule for unfinished uploads.
 
     Args:
+        size_bytes: Of all parts together.
         part_bytes: Of each part but the last.
         at_once: How many are on their way at most.
 
     Raises:
         StorageError: It failed, or its answer was lost.
     """
-    obstore, handle = client.obstore, client.handle(Resends.ALWAYS)
+    obstore, handle = client.obstore, client.handle(Resends.ALWAYS, num_bytes=size_bytes)
 
     def send() -> Any:
         return obstore.put_async(
@@ -239,10 +255,10 @@ def put_parts(client: Client, name: str, parts: Iterable[bytes], *, nonce: str, 
             attributes={NONCE: nonce},
             use_multipart=True,
             chunk_size=part_bytes,
-            max_concurrency=client.calls.at_once(at_once),
+            max_concurrency=client.calls.at_once(client.line.at_once(at_once)),
         )
 
-    client.call("store", name, send, once=True, slow=True)
+    client.call("store", name, lambda: client.line.carry(size_bytes, send), once=True, slow=True)
 
 
 def copy(client: Client, source: str, target: str, size_bytes: int, tag: str) -> bool:
