@@ -118,7 +118,7 @@ class FsspecStore(Store):
 
     def open_read(self, key: str) -> BinaryIO:
         """The file, fetched in ranges as they are read."""
-        return open_file(self._connection, self._name(key))
+        return open_file(self._connection.bulk, self._name(key))
 
     def write(self, key: str, data: bytes) -> None:
         """In one piece, or beside its place and moved there; then read back."""
@@ -130,7 +130,7 @@ class FsspecStore(Store):
 
     def put_file(self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None) -> None:
         """In pieces of 4 MiB, then its size is compared; the mode is not kept, and holes are sent as zeros."""
-        put_descriptor(self._connection, self._name(key), source, size_bytes, hasher)
+        put_descriptor(self._connection.bulk, self._name(key), source, size_bytes, hasher)
 
     def adopt_file(self, key: str, source: str | int) -> bool:
         """False: it has to be sent."""

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import ftplib
 import logging
 import os
 import pickle
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,9 +25,11 @@ from holdfast.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
+from holdfast.persistence.digest import FileHasher
 from holdfast.stores import fsspec_probe, fsspec_write, open_store, plain_filesystem
 from holdfast.stores.fsspec_errors import cause_of, fsspec_error
 from holdfast.stores.fsspec_keys import key_of, name_of
+from holdfast.stores.fsspec_session import CallFailedError, NoAnswerError, Session
 from holdfast.stores.fsspec_store import FsspecStore
 from holdfast.stores.local import LocalStore
 from holdfast.stores.secrecy import private_channel
@@ -33,10 +37,11 @@ from holdfast.testing.store import put
 
 pytest.importorskip("fsspec", reason='needs fsspec, which is not installed: pip install "fsspec"')
 
+import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from support.file_systems import BareFileSystem, ElsewhereFileSystem, RefusingFileSystem
+from support.file_systems import BareFileSystem, BreakableFileSystem, ElsewhereFileSystem, RefusingFileSystem
 
 _SECRET = "hunter2-and-more"
 _TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n02579AFf.: "), min_size=1, max_size=20)
@@ -75,6 +80,11 @@ class AuthenticationException(Exception):  # noqa: N818 - as above
         (SSHException("Server connection dropped"), StorageUnavailableError),
         (AnswerError(503), StorageUnavailableError),
         (OSError(errno.EIO, "x"), StorageUnavailableError),
+        (OSError("Socket is closed"), StorageUnavailableError),
+        (OSError("cannot read from timed out object"), StorageUnavailableError),
+        (ftplib.error_temp("421 closing control connection"), StorageUnavailableError),
+        (ftplib.error_temp("450 no such file"), StorageError),
+        (OSError("Failure"), StorageError),
         (OSError(errno.ENOSPC, "x"), StorageError),
         (NotImplementedError("x"), StorageError),
         (ValueError("x"), StorageError),
@@ -224,6 +234,108 @@ def test_a_call_that_does_not_come_back_ends_with_an_error(tmp_path: Path, monke
         assert time.monotonic() - begun_s < 10
     finally:
         SilentFileSystem.answers.set()
+
+
+class HeldFileSystem(BareFileSystem):
+    """Keeps who writes a large file until it is told to go on."""
+
+    protocol = "held"
+    begun = threading.Event()
+    goes_on = threading.Event()
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "wb" and "large" in path:
+            self.begun.set()
+            self.goes_on.wait()
+        return super()._open(path, mode=mode, **options)
+
+
+def test_no_record_waits_behind_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_STORAGE_TIMEOUT_S", "20")
+    store = FsspecStore(str(tmp_path / "store"), HeldFileSystem())
+    upload = threading.Thread(target=put, args=(store, "large", tmp_path, b"1"))
+    upload.start()
+    try:
+        assert HeldFileSystem.begun.wait(20)
+        store.write("heartbeat", b"2")
+        assert store.read("heartbeat") == b"2"
+    finally:
+        HeldFileSystem.goes_on.set()
+        upload.join()
+    assert store.read("large") == b"1"
+
+
+def test_the_limit_of_a_call_counts_from_its_turn() -> None:
+    session = Session(None, concurrent=False)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        begun.set()
+        goes_on.wait()
+
+    holder = threading.Thread(target=session.run, args=(hold, 60))
+    holder.start()
+    assert begun.wait(20)
+    release = threading.Timer(2.0, goes_on.set)
+    release.start()
+    assert session.run(lambda _: "answer", 1.5) == "answer"
+    holder.join()
+
+
+def test_who_waits_behind_a_call_that_does_not_come_back_is_told() -> None:
+    session = Session(None, concurrent=False)
+    goes_on = threading.Event()
+    try:
+        with pytest.raises(NoAnswerError):
+            session.run(lambda _: goes_on.wait(), 0.1)
+        with pytest.raises(CallFailedError) as caught:
+            session.run(lambda _: None, 60)
+        assert isinstance(caught.value.error, ConnectionError)
+    finally:
+        goes_on.set()
+
+
+@pytest.mark.parametrize("of_url", [True, False])
+def test_a_connection_that_broke_is_made_anew(tmp_path: Path, of_url: bool) -> None:
+    fsspec.register_implementation("breakable", BreakableFileSystem, clobber=True)
+    root = str(tmp_path / "store")
+    store = FsspecStore(f"breakable://{root}") if of_url else FsspecStore(root, BreakableFileSystem())
+    large = os.urandom(5 << 20)
+    for number in range(2):
+        store.write("a", b"%d" % number)
+        put(store, f"large-{number}", tmp_path, large)
+        BreakableFileSystem.break_all()
+        assert store.read("a") == b"%d" % number
+        with store.open_read(f"large-{number}") as file:
+            BreakableFileSystem.break_all()
+            assert file.read() == large
+        BreakableFileSystem.break_all()
+    store.create("b", b"1")
+
+
+def test_a_file_system_object_that_shares_its_client_is_not_made_anew(tmp_path: Path) -> None:
+    store = FsspecStore(str(tmp_path), BreakableFileSystem(secret=threading.Lock()))
+    made = BreakableFileSystem.made
+    put(store, "a", tmp_path, b"1")
+    BreakableFileSystem.break_all()
+    with pytest.raises(StorageUnavailableError):
+        store.read("a")
+    assert BreakableFileSystem.made == made
+
+
+def test_a_part_of_a_file_that_cannot_be_removed_is_not_taken_for_anothers(tmp_path: Path) -> None:
+    class Breaks(FileHasher):
+        def update(self, data: bytes | bytearray | memoryview, /) -> None:
+            BreakableFileSystem.broken = sys.maxsize
+
+    store = FsspecStore(str(tmp_path / "store"), BreakableFileSystem())
+    try:
+        with pytest.raises(StorageUnavailableError, match="could not be removed") as caught:
+            put(store, "a", tmp_path, b"x" * (5 << 20), hasher=Breaks(None))
+    finally:
+        BreakableFileSystem.broken = BreakableFileSystem.made
+    assert not caught.value.may_pass
+    assert caught.value.__cause__ is None
 
 
 class FlakyFileSystem(ElsewhereFileSystem):
