@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from holdfast.errors import StorageError
+from holdfast.stores import fsspec_pipeline
 from holdfast.stores.base import Hasher
 from holdfast.stores.fsspec_connection import Connection
 from holdfast.stores.fsspec_look import path_of
@@ -55,11 +57,16 @@ def stream(connection: Connection, name: str, source: int, size_bytes: int, hash
 
 
 def _write(connection: Connection, name: str, file: Any, data: bytes, session: Session) -> None:
+    write = fsspec_pipeline.write if connection.traits.pipelines else _write_some
     while data:
-        written = connection.call("store", name, functools.partial(_write_some, file, data), session=session)
+        written = connection.call("store", name, functools.partial(_with_file, write, file, data), session=session)
         # Not all of them say how much they took: then it is all.
         data = data[written:] if isinstance(written, int) and 0 < written < len(data) else b""
 
 
-def _write_some(file: Any, data: bytes, _: Any) -> Any:
+def _with_file(write: Callable[[Any, bytes], Any], file: Any, data: bytes, _: Any) -> Any:
+    return write(file, data)
+
+
+def _write_some(file: Any, data: bytes) -> Any:
     return file.write(data)

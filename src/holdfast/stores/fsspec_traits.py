@@ -39,6 +39,7 @@ class Traits:
         directories: Whether directories have to be made and removed.
         concurrent: Whether several threads may use it at once.
         asks_to_seek: Whether reading a range has to say that it wants to seek; pyarrow's wrapper opens a stream else, from the start.
+        pipelines: Whether its files are paramiko's, which wait for the answer to each of their small requests if they may.
     """
 
     appears_whole: bool = False
@@ -47,6 +48,7 @@ class Traits:
     directories: bool = True
     concurrent: bool = False
     asks_to_seek: bool = False
+    pipelines: bool = False
 
     @property
     def exclusive(self) -> bool:
@@ -71,7 +73,9 @@ _KNOWN = {
         appears_whole=True, creates=Creates.BY_PUTTING, directories=False
     ),
     # The client of paramiko mixes up answers when several threads wait for them.
-    "fsspec.implementations.sftp.SFTPFileSystem": Traits(moves=Moves.REPLACES, creates=Creates.BY_OPENING),
+    "fsspec.implementations.sftp.SFTPFileSystem": Traits(
+        moves=Moves.REPLACES, creates=Creates.BY_OPENING, pipelines=True
+    ),
     "fsspec.implementations.smb.SMBFileSystem": Traits(moves=Moves.REFUSES, creates=Creates.BY_OPENING),
     "fsspec.implementations.webhdfs.WebHDFS": Traits(moves=Moves.REFUSES),
     "s3fs.core.S3FileSystem": _OBJECTS,

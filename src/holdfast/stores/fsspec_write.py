@@ -14,6 +14,7 @@ import zlib
 from typing import Any
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
+from holdfast.stores import fsspec_pipeline
 from holdfast.stores.base import Hasher
 from holdfast.stores.fsspec_connection import Connection
 from holdfast.stores.fsspec_look import is_directory, look, path_of, read_whole, size_of
@@ -261,16 +262,24 @@ def _create_guarded(connection: Connection, name: str, data: bytes) -> None:
 def put_small(connection: Connection, name: str, data: bytes) -> None:
     """Writes a small file at its place."""
     path = path_of(connection, name)
+    pipelines = connection.traits.pipelines
     make_directory(connection, _parent(name))
+
+    def write(filesystem: Any) -> None:
+        if pipelines:
+            fsspec_pipeline.write_whole(filesystem, path, data)
+        else:
+            filesystem.pipe_file(path, data)
+
     try:
-        connection.call("write", name, lambda filesystem: filesystem.pipe_file(path, data), repeats=True)
+        connection.call("write", name, write, repeats=True)
     except StoreNotFoundError:
         if not connection.traits.directories:
             raise
         # Its directory was taken away since it was made.
         connection.directories.clear()
         make_directory(connection, _parent(name))
-        connection.call("write", name, lambda filesystem: filesystem.pipe_file(path, data))
+        connection.call("write", name, write)
 
 
 def _move_over(connection: Connection, beside: str, name: str, data: bytes) -> None:

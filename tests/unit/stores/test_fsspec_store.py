@@ -26,11 +26,12 @@ from holdfast.errors import (
     StoreNotFoundError,
 )
 from holdfast.persistence.digest import FileHasher
-from holdfast.stores import fsspec_probe, fsspec_write, open_store, plain_filesystem
+from holdfast.stores import fsspec_probe, fsspec_traits, fsspec_write, open_store, plain_filesystem
 from holdfast.stores.fsspec_errors import cause_of, fsspec_error
 from holdfast.stores.fsspec_keys import key_of, name_of
 from holdfast.stores.fsspec_session import CallFailedError, NoAnswerError, Session
 from holdfast.stores.fsspec_store import FsspecStore
+from holdfast.stores.fsspec_traits import Traits
 from holdfast.stores.local import LocalStore
 from holdfast.stores.secrecy import private_channel
 from holdfast.testing.store import put
@@ -336,6 +337,77 @@ def test_a_part_of_a_file_that_cannot_be_removed_is_not_taken_for_anothers(tmp_p
         BreakableFileSystem.broken = BreakableFileSystem.made
     assert not caught.value.may_pass
     assert caught.value.__cause__ is None
+
+
+class PipeliningFileSystem(BareFileSystem):
+    """Its files are as paramiko's: they say what was refused when somebody waits for the answers, and else never."""
+
+    protocol = "pipelining"
+    requests = 0
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return PipeliningFile(open(path, mode))
+
+
+class PipeliningFile:
+    refuses = False
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._is_pipelined = False
+        self._unanswered = 0
+
+    def __enter__(self) -> PipeliningFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def set_pipelined(self, pipelined: bool = True) -> None:
+        self._is_pipelined = pipelined
+
+    def write(self, data: Any) -> None:
+        self._file.write(data)
+        self._unanswered += -(-len(data) // (32 << 10))
+        if not self._is_pipelined and self._unanswered:
+            PipeliningFileSystem.requests += 1
+            self._unanswered = 0
+            if self.refuses:
+                raise OSError(errno.ENOSPC, "full")
+
+    def read(self) -> Any:
+        return self._file.read()
+
+    def readv(self, chunks: list[tuple[int, int]]) -> Any:
+        for start, length in chunks:
+            self._file.seek(start)
+            yield self._file.read(length)
+
+    def close(self) -> None:
+        assert not self._unanswered or self.refuses
+        self._file.close()
+
+
+def test_a_file_of_sftp_costs_a_round_trip_a_piece_and_a_refusal_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{PipeliningFileSystem.__module__}.{PipeliningFileSystem.__qualname__}"
+    monkeypatch.setitem(fsspec_traits._KNOWN, name, Traits(pipelines=True))
+    store = FsspecStore(str(tmp_path / "store"), PipeliningFileSystem())
+    data = os.urandom((9 << 20) + 1)
+    put(store, "large", tmp_path, data)
+    assert PipeliningFileSystem.requests == 3
+    put(store, "small", tmp_path, data[: 1 << 20])
+    put(store, "empty", tmp_path, b"")
+    assert PipeliningFileSystem.requests == 4
+    for key, expected in (("large", data), ("small", data[: 1 << 20]), ("empty", b"")):
+        with store.open_read(key) as file:
+            assert file.read() == expected
+    monkeypatch.setattr(PipeliningFile, "refuses", True)
+    for size in (1 << 20, 5 << 20):
+        with pytest.raises(StorageError, match="no space left"):
+            put(store, "refused", tmp_path, data[:size])
+    assert not store.exists("refused")
 
 
 class FlakyFileSystem(ElsewhereFileSystem):
