@@ -23,7 +23,7 @@ from holdfast.errors import ConfigurationError, HoldfastError, StorageUnavailabl
 from holdfast.stores.fsspec_errors import cause_of, fsspec_error
 from holdfast.stores.fsspec_made import make_filesystem
 from holdfast.stores.fsspec_session import CallFailedError, NoAnswerError, Session, limited
-from holdfast.stores.fsspec_traits import Traits, is_of_this_process, traits_of
+from holdfast.stores.fsspec_traits import Traits, escape_in, is_of_this_process, traits_of
 from holdfast.stores.secrecy import may_carry_secrets, password_in, secrets_of, without_password, without_secrets
 from holdfast.stores.wrapped import holds_secrets, identity_of, in_fsspec, recipe_of
 from holdfast.urls import shown_url
@@ -48,6 +48,7 @@ class Connection:
     Attributes:
         shown: What people are told; the URL without secrets, or the path.
         directories: Those that are known to be there, as names below the root.
+        escape: What stands before the digits of a coded character in names.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Connection:
         shown = shown_url(path) if given is None else path
         self.shown = shown if shown.endswith("://") else shown.rstrip("/") or shown
         self.directories: set[str] = set() if main is None else main.directories
+        self.escape = escape_in(path, given)
         self._main = main
         self._bulk: Connection | None = None
         self._is_cut = is_cut

@@ -90,6 +90,9 @@ _ARROW = {
     "gcs": _ARROW_OBJECTS,
     "abfs": _ARROW_OBJECTS,
 }
+# By their schemes, too: what a name becomes has to be known without connecting. Their client sends `%41` as it is, as httpx does.
+_UNQUOTED = "webdav4.fsspec.WebdavFileSystem"
+_UNQUOTED_SCHEMES = ("webdav", "dav")
 _MEMORY = "fsspec.implementations.memory.MemoryFileSystem"
 _ARROW_WRAPPER = "fsspec.implementations.arrow.ArrowFSWrapper"
 _DIRECTORY = "fsspec.implementations.dirfs.DirFileSystem"
@@ -110,6 +113,19 @@ def traits_of(filesystem: Any) -> Traits:
     # Who has a way of its own to move has more than the copy and delete that everybody inherits; the probe tells what it does.
     has_own_move = not type(inner).mv.__module__.startswith("fsspec.spec")
     return Traits(moves=Moves.REPLACES if has_own_move else Moves.COPIES)
+
+
+def escape_in(path: str, filesystem: Any) -> str:
+    """What stands before the digits of a coded character in names; told without connecting.
+
+    Args:
+        path: The URL; with a file system object, a path in it.
+    """
+    if filesystem is None:
+        unquoted = path.partition("://")[0].lower() in _UNQUOTED_SCHEMES
+    else:
+        unquoted = _UNQUOTED in _class_names(_innermost(filesystem))
+    return "~" if unquoted else "%"
 
 
 def is_of_this_process(filesystem: Any) -> bool:

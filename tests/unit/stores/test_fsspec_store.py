@@ -31,7 +31,7 @@ from holdfast.stores.fsspec_errors import cause_of, fsspec_error
 from holdfast.stores.fsspec_keys import key_of, name_of
 from holdfast.stores.fsspec_session import CallFailedError, NoAnswerError, Session
 from holdfast.stores.fsspec_store import FsspecStore
-from holdfast.stores.fsspec_traits import Traits
+from holdfast.stores.fsspec_traits import Traits, escape_in
 from holdfast.stores.local import LocalStore
 from holdfast.stores.secrecy import private_channel
 from holdfast.testing.store import put
@@ -110,13 +110,20 @@ def test_a_full_disk_is_known_by_its_number() -> None:
 )
 def test_every_key_has_a_name_of_its_own_and_comes_back(parts: list[str], other: str) -> None:
     key = "/".join(parts)
-    name = name_of(key)
-    name.encode()
-    assert not set(name) & set("*?[]{}#:;\\\"'<>|\n")
-    assert not any(part.endswith((".", " ")) for part in name.split("/"))
-    assert key_of(name) == key
-    if "/" not in other and other not in (".", ".."):
-        assert (name_of(other) == name) is (other == key)
+    for escape, odd in (("%", "*?[]{}#:;\\\"'<>|\n"), ("~", "%*?[]{}#:;\\\"'<>|\n")):
+        name = name_of(key, escape)
+        name.encode()
+        assert not set(name) & set(odd)
+        assert not any(part.endswith((".", " ")) for part in name.split("/"))
+        assert key_of(name, escape) == key
+        if "/" not in other and other not in (".", ".."):
+            assert (name_of(other, escape) == name) is (other == key)
+
+
+def test_where_the_client_leaves_a_percent_sign_as_it_is_names_have_none() -> None:
+    assert escape_in("webdav://host/x", None) == "~"
+    assert escape_in("sftp://host/x", None) == "%"
+    assert name_of("100%/a:b", "~") == "100~25/a~3Ab"
 
 
 @pytest.mark.parametrize("key", ["100%", "a%41", "a b", "ünïcödé", "a+b&c=d", "shard-0/model.safetensors"])
