@@ -68,3 +68,67 @@ class BareFileSystem(AbstractFileSystem):  # type: ignore[misc] # has no types
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         return open(path, mode.replace("x", "w"))
+
+
+class BreakableFileSystem(BareFileSystem):
+    """Holds a connection that can break, as clients of SFTP and FTP do: then this object is of no use any more."""
+
+    protocol = "breakable"
+    made = 0
+    broken = 0
+
+    def __init__(self, secret: str = "", **options: Any) -> None:
+        super().__init__(secret, **options)
+        type(self).made += 1
+        self.number = type(self).made
+
+    @classmethod
+    def break_all(cls) -> None:
+        """Every object that there is now has lost its connection."""
+        cls.broken = cls.made
+
+    def check(self) -> None:
+        if self.number <= type(self).broken:
+            raise OSError("Socket is closed")
+
+    def info(self, path: str, **options: Any) -> Any:
+        self.check()
+        return super().info(path, **options)
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        self.check()
+        return super().ls(path, detail, **options)
+
+    def rm_file(self, path: str) -> None:
+        self.check()
+        super().rm_file(path)
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        self.check()
+        return _BreakableFile(self, super()._open(path, mode, **options))
+
+
+class _BreakableFile:
+    def __init__(self, filesystem: BreakableFileSystem, file: Any) -> None:
+        self._filesystem = filesystem
+        self._file = file
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> Any:
+        try:
+            self._filesystem.check()
+        except OSError:
+            self._file.close()
+            raise
+        return self._file.write(data)
+
+    def close(self) -> None:
+        self._file.close()

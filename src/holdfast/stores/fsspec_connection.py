@@ -3,6 +3,10 @@
 fsspec's calls have no limit of their own, and a server that is gone may keep one forever. So each runs in a thread that nobody joins,
 and who waits for it stops after 60 s (`HOLDFAST_STORAGE_TIMEOUT_S`). What reads, or may be repeated, is tried again a few times where
 the failure is of a kind that passes; above that, `persistence.retry` decides.
+
+A client that does one thing at a time often holds one connection, and most never make it anew. So what fails as a broken connection
+does ends its `Session`; the next call makes a file system object of its own. And files go over a second one (`bulk`), so that no
+sign of life waits behind them.
 """
 
 from __future__ import annotations
@@ -13,14 +17,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar
 
 from holdfast.errors import ConfigurationError, HoldfastError, StorageUnavailableError
 from holdfast.secrecy import may_carry_secrets, password_in, secrets_of, without_password, without_secrets
 from holdfast.stores.fsspec_errors import cause_of, fsspec_error
 from holdfast.stores.fsspec_made import make_filesystem
-from holdfast.stores.fsspec_traits import Traits, is_of_this_process, traits_of
-from holdfast.stores.wrapped import holds_secrets, identity_of, in_fsspec
+from holdfast.stores.fsspec_session import CallFailedError, NoAnswerError, Session, limited
+from holdfast.stores.fsspec_traits import Traits, escape_in, is_of_this_process, traits_of
+from holdfast.stores.wrapped import holds_secrets, identity_of, in_fsspec, recipe_of
 from holdfast.urls import shown_url
 
 T = TypeVar("T")
@@ -38,26 +43,44 @@ class Connection:
         path: The URL; with `given`, a path in it.
         options: What a file system that the URL names is made with.
         given: The file system object of the user's, of fsspec or pyarrow, where there is one.
+        main: The connection that this one is the `bulk` of.
 
     Attributes:
         shown: What people are told; the URL without secrets, or the path.
         directories: Those that are known to be there, as names below the root.
+        escape: What stands before the digits of a coded character in names.
     """
 
-    def __init__(self, path: str, options: Mapping[str, Any], given: Any = None, *, is_cut: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        options: Mapping[str, Any],
+        given: Any = None,
+        *,
+        is_cut: bool = False,
+        main: Connection | None = None,
+    ) -> None:
         self.path = path
         self.options = dict(options)
         self.given = given
         shown = shown_url(path) if given is None else path
         self.shown = shown if shown.endswith("://") else shown.rstrip("/") or shown
-        self.directories: set[str] = set()
+        self.directories: set[str] = set() if main is None else main.directories
+        self.escape = escape_in(path, given)
+        self._main = main
+        self._bulk: Connection | None = None
         self._is_cut = is_cut
         self._secrets = secrets_of(
             {"options": self.options, "given": given, "password": password_in(path) if given is None else None}
         )
-        self._made: tuple[Any, str, Traits] | None = None
+        self._session: Session | None = None
+        self._place: tuple[str, str] | None = None
+        self._traits: Traits | None = None
+        # The given object serves one connection, as long as that holds; then others are made by its recipe.
+        self._is_given_used = main is not None
+        self._recipe: Callable[[], Any] | None = None
+        self._refusal: tuple[float, StorageUnavailableError] | None = None
         self._lock = threading.RLock()
-        self._turn = threading.Lock()
         _connections[id(self)] = self
 
     def __eq__(self, other: object) -> bool:
@@ -76,19 +99,34 @@ class Connection:
         return _again, (path, options, None, self._is_cut or (path, options) != (self.path, self.options))
 
     @property
-    def filesystem(self) -> Any:
-        """The fsspec object that does the work."""
-        return self._connected()[0]
-
-    @property
     def root(self) -> str:
         """The directory, as the file system has it."""
-        return self._connected()[1]
+        return self._found()[0]
+
+    @property
+    def root_marker(self) -> str:
+        """What the file system's own root is called."""
+        return self._found()[1]
 
     @property
     def traits(self) -> Traits:
         """What is known of the file system."""
-        return self._connected()[2]
+        if self._main is not None:
+            return self._main.traits
+        if self._traits is None:
+            self.session()
+        assert self._traits is not None
+        return self._traits
+
+    @property
+    def bulk(self) -> Connection:
+        """For files: the same place by a file system object of its own, where one object does one call at a time."""
+        if self._main is not None or self.traits.concurrent or self.is_of_this_process or not self._can_be_made_anew:
+            return self
+        with self._lock:
+            if self._bulk is None:
+                self._bulk = Connection(self.path, self.options, self.given, is_cut=self._is_cut, main=self)
+            return self._bulk
 
     @property
     def is_of_this_process(self) -> bool:
@@ -97,10 +135,17 @@ class Connection:
 
     def learned(self, traits: Traits) -> None:
         """A probe has shown what it really does."""
-        filesystem, root, _ = self._connected()
-        self._made = filesystem, root, traits
+        self._traits = traits
 
-    def call(self, action: str, name: str, function: Callable[[Any], T], *, repeats: bool = False) -> T:
+    def call(
+        self,
+        action: str,
+        name: str,
+        function: Callable[[Any], T],
+        *,
+        repeats: bool = False,
+        session: Session | None = None,
+    ) -> T:
         """Calls the file system.
 
         Args:
@@ -108,6 +153,7 @@ class Connection:
             name: To what, below the root.
             function: Takes the fsspec object; runs in another thread.
             repeats: It may be done again where it failed for a reason that passes.
+            session: What a file was opened in, for what is done with that file.
 
         Raises:
             StorageError: It failed, or did not answer in time.
@@ -115,21 +161,21 @@ class Connection:
         for pause_s in _PAUSES_S if repeats else ():
             begun_s = time.monotonic()
             try:
-                return self._call(action, name, function)
+                return self._call(action, name, function, session)
             except StorageUnavailableError:
                 # Where nobody answered, the same question again would wait as long.
                 if time.monotonic() - begun_s > _QUICK_S:
                     raise
                 time.sleep(pause_s * random.uniform(0.5, 1.0))
-        return self._call(action, name, function)
+        return self._call(action, name, function, session)
 
-    def close(self, action: str, name: str, file: Any) -> None:
+    def close(self, action: str, name: str, file: Any, session: Session) -> None:
         """Closes a file that was written, which may send all of it.
 
         Raises:
             StorageError: It failed, or took too long.
         """
-        self._call(action, name, lambda _: file.close(), limit_s=_CLOSING * _limit_s())
+        self._call(action, name, lambda _: file.close(), session, _CLOSING * _limit_s())
 
     def where(self, name: str) -> str:
         """A name as people are told it."""
@@ -138,50 +184,67 @@ class Connection:
     def renew(self) -> None:
         """In a forked child, before anything else: locks that other threads held are free, and connections are not shared."""
         self._lock = threading.RLock()
-        self._turn = threading.Lock()
-        if self.given is None:
-            self._made = None
+        if self._session is not None:
+            self._session, self._is_given_used = None, True
 
-    def _call(self, action: str, name: str, function: Callable[[Any], T], limit_s: float | None = None) -> T:
-        limit_s = _limit_s() if limit_s is None else limit_s
-        filesystem, _, traits = self._connected()
-
-        def work() -> T:
-            if traits.concurrent:
-                return function(filesystem)
-            if not self._turn.acquire(timeout=limit_s):
-                raise TimeoutError(f"another call has not come back for {limit_s:.0f} s")
+    def session(self) -> Session:
+        """What calls go over now; made where there is none."""
+        if (session := self._session) is not None:
+            return session
+        came_s = time.monotonic()
+        with self._lock:
+            if self._session is not None:
+                return self._session
+            # Whoever waited while another one tried in vain need not try as long.
+            if self._refusal is not None and self._refusal[0] > came_s:
+                raise StorageUnavailableError(str(self._refusal[1]))
             try:
-                return function(filesystem)
-            finally:
-                self._turn.release()
+                self._session = self._limited("connect to", "", lambda: limited(self._connect, _limit_s()), _limit_s())
+            except StorageUnavailableError as error:
+                self._refusal = time.monotonic(), error
+                raise
+            return self._session
 
-        return self._limited(action, name, work, limit_s)
+    def _call(
+        self,
+        action: str,
+        name: str,
+        function: Callable[[Any], T],
+        session: Session | None = None,
+        limit_s: float | None = None,
+    ) -> T:
+        limit_s = _limit_s() if limit_s is None else limit_s
+        session = session or self.session()
+        try:
+            return self._limited(action, name, lambda: session.run(function, limit_s), limit_s)
+        except StorageUnavailableError:
+            self._drop(session)
+            raise
+
+    def _drop(self, session: Session) -> None:
+        """The next call is to connect anew."""
+        if self._session is not session or self.traits.concurrent or not self._can_be_made_anew:
+            return
+        with self._lock:
+            if self._session is session:
+                session.is_lost, self._session, self._is_given_used = True, None, True
 
     def _limited(self, action: str, name: str, work: Callable[[], T], limit_s: float) -> T:
-        task = _Task(work)
-        if not task.run(limit_s):
+        try:
+            return work()
+        except NoAnswerError:
             raise StorageUnavailableError(
                 f"Cannot {action} {self.where(name)!r}: no answer came within {limit_s:.0f} s; check the server and the network, "
                 "or set HOLDFAST_STORAGE_TIMEOUT_S"
-            )
-        error = task.error
-        if error is None:
-            return cast("T", task.value)
+            ) from None
+        except CallFailedError as failed:
+            error = failed.error
         # An interrupt reaches the main thread only; what is no Exception here is a bug of a library (a panic).
         if isinstance(error, HoldfastError):
             raise error
         raise fsspec_error(action, self.where(name), error, self._secrets) from cause_of(error)
 
-    def _connected(self) -> tuple[Any, str, Traits]:
-        if self._made is not None:
-            return self._made
-        with self._lock:
-            if self._made is None:
-                self._made = self._limited("connect to", "", self._connect, _limit_s())
-            return self._made
-
-    def _connect(self) -> tuple[Any, str, Traits]:
+    def _connect(self, _: object) -> Session:
         if self._is_cut:
             raise ConfigurationError(
                 f"{self.shown!r} comes from a pickle, which holds no credentials; open it anew, with the file system or the options "
@@ -190,36 +253,28 @@ class Connection:
         if self.given is None:
             filesystem, root = make_filesystem(self.path, self.options, self._secrets)
         else:
-            filesystem = in_fsspec(self.given)
+            self._recipe = recipe_of(self.given)
+            use_recipe = self._recipe if self._is_given_used else None
+            filesystem = use_recipe() if use_recipe is not None else in_fsspec(self.given)
             root = filesystem._strip_protocol(self.path)
-        return filesystem, root.rstrip("/"), traits_of(filesystem)
+        found = traits_of(filesystem)
+        self._place = root.rstrip("/"), str(filesystem.root_marker)
+        self._traits = self._traits or found
+        return Session(filesystem, concurrent=found.concurrent)
+
+    def _found(self) -> tuple[str, str]:
+        if self._place is None:
+            self.session()
+        assert self._place is not None
+        return self._place
+
+    @property
+    def _can_be_made_anew(self) -> bool:
+        return self.given is None or self._recipe is not None
 
     @property
     def _identity(self) -> tuple[Any, ...]:
         return self.path.rstrip("/"), identity_of(self.given), sorted(self.options.items(), key=lambda item: item[0])
-
-
-class _Task(Generic[T]):
-    """A piece of work in a thread of its own, which nothing waits for at the end of the program."""
-
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
-        self._done = threading.Event()
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-    def run(self, limit_s: float) -> bool:
-        """Whether it ended in time."""
-        threading.Thread(target=self._run, name="holdfast-fsspec", daemon=True).start()
-        return self._done.wait(limit_s)
-
-    def _run(self) -> None:
-        try:
-            self.value = self._work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the work was asked for
-            self.error = error
-        finally:
-            self._done.set()
 
 
 def _again(path: str, options: Mapping[str, Any], given: Any, is_cut: bool) -> Connection:

@@ -34,6 +34,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Of classes that are nobody's but their package's, by what their names say.
 _ACCESS_NAMES = ("auth", "credential", "login", "permission", "forbidden", "hostkey")
 _PASSING_NAMES = ("timeout", "connect", "unavailable", "sshexception", "throttl", "reset")
+# Of errors without a number, by what they say: paramiko's, and those of sockets that had a limit of time.
+_BROKEN_TEXTS = ("socket is closed", "timed out", "not connected", "connection", "session not active")
 _ACCESS_REMEDY = "these credentials may not; correct them, or the rights at that place"
 _PASSING_REMEDY = "it cannot be reached, or does not answer; check the host, the network, and whether it runs"
 
@@ -90,7 +92,7 @@ def _judge(error: BaseException) -> tuple[type[StorageError], str]:
         return StorageAccessError, _ACCESS_REMEDY
     if number in _FULL or status == 507:
         return StorageError, "there is no space left; free some, or choose another storage_path"
-    passes = isinstance(error, TimeoutError | ConnectionError | EOFError) or number in _PASSING
+    passes = isinstance(error, TimeoutError | ConnectionError | EOFError) or number in _PASSING or _is_broken(error)
     if passes or status == 429 or (status is not None and status >= 500 and status != 501):
         return StorageUnavailableError, _PASSING_REMEDY
     if isinstance(error, NotImplementedError) or status in (405, 501):
@@ -101,6 +103,15 @@ def _judge(error: BaseException) -> tuple[type[StorageError], str]:
     if any(part in name for part in (*_PASSING_NAMES, "gaierror", "ssl")):
         return StorageUnavailableError, _PASSING_REMEDY
     return StorageError, ""
+
+
+def _is_broken(error: BaseException) -> bool:
+    """Whether an error that has no number tells of a connection that is gone."""
+    text = str(error).lower()
+    if isinstance(error, OSError) and error.errno is None:
+        return any(part in text for part in _BROKEN_TEXTS)
+    # FTP's numbers for a connection that is closed, cannot be opened, or broke off.
+    return type(error).__module__ == "ftplib" and text.startswith(("421", "425", "426"))
 
 
 def _status(error: BaseException) -> int | None:

@@ -18,7 +18,7 @@ def path_of(connection: Connection, name: str) -> str:
     root = connection.root
     if root:
         return f"{root}/{name}" if name else root
-    marker = str(connection.filesystem.root_marker)
+    marker = connection.root_marker
     return f"{marker}{name}" if name else marker
 
 

@@ -49,7 +49,11 @@ def make_filesystem(url: str, options: Mapping[str, Any], secrets: Sequence[str]
     kind = _class_of(url)
     try:
         # What is given as an option wins: it was written for this call.
-        filesystem = kind(**{**kind._get_kwargs_from_urls(url), **options})
+        arguments = {**kind._get_kwargs_from_urls(url), **options}
+        if not kind.async_impl:
+            # fsspec would give one that another connection uses already, with turns of its own, or whose connection has broken.
+            arguments["skip_instance_cache"] = True
+        filesystem = kind(**arguments)
     except (TypeError, ValueError) as error:
         raise options_error(shown_url(url), error, secrets) from None
     except ImportError as error:

@@ -7,6 +7,7 @@ import os
 from typing import Any, BinaryIO, cast
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreNotFoundError
+from holdfast.stores import fsspec_pipeline
 from holdfast.stores.fsspec_connection import Connection
 from holdfast.stores.fsspec_look import is_directory, look, path_of, read_whole, size_of
 
@@ -40,6 +41,7 @@ class _Ranges(io.RawIOBase):
         self._path = path_of(connection, name)
         self._size_bytes = size_bytes
         self._position = 0
+        self._pipelines = connection.traits.pipelines
         self._options = {"seekable": True} if connection.traits.asks_to_seek else {}
 
     def readable(self) -> bool:
@@ -76,12 +78,13 @@ class _Ranges(io.RawIOBase):
         end = min(self._size_bytes, start + min(num_bytes, _RANGE_BYTES))
         if end <= start:
             return b""
-        data: bytes = self._connection.call(
-            "read",
-            self._name,
-            lambda filesystem: filesystem.cat_file(self._path, start=start, end=end, **self._options),
-            repeats=True,
-        )
+
+        def read(filesystem: Any) -> bytes:
+            if self._pipelines:
+                return fsspec_pipeline.read(filesystem, self._path, start, end)
+            return bytes(filesystem.cat_file(self._path, start=start, end=end, **self._options))
+
+        data = self._connection.call("read", self._name, read, repeats=True)
         if not data:
             raise StorageUnavailableError(
                 f"Cannot read {self._connection.where(self._name)!r}: it ended after {start} of {self._size_bytes} bytes; try again"

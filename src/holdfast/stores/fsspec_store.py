@@ -118,7 +118,7 @@ class FsspecStore(Store):
 
     def open_read(self, key: str) -> BinaryIO:
         """The file, fetched in ranges as they are read."""
-        return open_file(self._connection, self._name(key))
+        return open_file(self._connection.bulk, self._name(key))
 
     def write(self, key: str, data: bytes) -> None:
         """In one piece, or beside its place and moved there; then read back."""
@@ -130,7 +130,7 @@ class FsspecStore(Store):
 
     def put_file(self, key: str, source: int, *, size_bytes: int, mode: int, hasher: Hasher | None) -> None:
         """In pieces of 4 MiB, then its size is compared; the mode is not kept, and holes are sent as zeros."""
-        put_descriptor(self._connection, self._name(key), source, size_bytes, hasher)
+        put_descriptor(self._connection.bulk, self._name(key), source, size_bytes, hasher)
 
     def adopt_file(self, key: str, source: str | int) -> bool:
         """False: it has to be sent."""
@@ -201,7 +201,7 @@ class FsspecStore(Store):
         """Does nothing: what a write has returned is the server's to keep."""
 
     def _name(self, key: str) -> str:
-        name = name_of(key)
+        name = name_of(key, self._connection.escape)
         return f"{self._prefix}/{name}" if self._prefix and name else self._prefix or name
 
     def _level(self, name: str) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -213,8 +213,9 @@ class FsspecStore(Store):
 
     def _entry(self, entry: Mapping[str, Any], name: str) -> StoreEntry:
         is_folder = is_directory(entry)
+        below = name[len(self._prefix) + 1 :] if self._prefix else name
         return StoreEntry(
-            key=key_of(name[len(self._prefix) + 1 :] if self._prefix else name),
+            key=key_of(below, self._connection.escape),
             size_bytes=0 if is_folder else size_of(entry) or 0,
             is_directory=is_folder,
             mtime_s=changed_s(entry),

@@ -39,6 +39,7 @@ class Traits:
         directories: Whether directories have to be made and removed.
         concurrent: Whether several threads may use it at once.
         asks_to_seek: Whether reading a range has to say that it wants to seek; pyarrow's wrapper opens a stream else, from the start.
+        pipelines: Whether its files are paramiko's, which wait for the answer to each of their small requests if they may.
     """
 
     appears_whole: bool = False
@@ -47,6 +48,7 @@ class Traits:
     directories: bool = True
     concurrent: bool = False
     asks_to_seek: bool = False
+    pipelines: bool = False
 
     @property
     def exclusive(self) -> bool:
@@ -71,7 +73,9 @@ _KNOWN = {
         appears_whole=True, creates=Creates.BY_PUTTING, directories=False
     ),
     # The client of paramiko mixes up answers when several threads wait for them.
-    "fsspec.implementations.sftp.SFTPFileSystem": Traits(moves=Moves.REPLACES, creates=Creates.BY_OPENING),
+    "fsspec.implementations.sftp.SFTPFileSystem": Traits(
+        moves=Moves.REPLACES, creates=Creates.BY_OPENING, pipelines=True
+    ),
     "fsspec.implementations.smb.SMBFileSystem": Traits(moves=Moves.REFUSES, creates=Creates.BY_OPENING),
     "fsspec.implementations.webhdfs.WebHDFS": Traits(moves=Moves.REFUSES),
     "s3fs.core.S3FileSystem": _OBJECTS,
@@ -86,6 +90,9 @@ _ARROW = {
     "gcs": _ARROW_OBJECTS,
     "abfs": _ARROW_OBJECTS,
 }
+# By their schemes, too: what a name becomes has to be known without connecting. Their client sends `%41` as it is, as httpx does.
+_UNQUOTED = "webdav4.fsspec.WebdavFileSystem"
+_UNQUOTED_SCHEMES = ("webdav", "dav")
 _MEMORY = "fsspec.implementations.memory.MemoryFileSystem"
 _ARROW_WRAPPER = "fsspec.implementations.arrow.ArrowFSWrapper"
 _DIRECTORY = "fsspec.implementations.dirfs.DirFileSystem"
@@ -106,6 +113,19 @@ def traits_of(filesystem: Any) -> Traits:
     # Who has a way of its own to move has more than the copy and delete that everybody inherits; the probe tells what it does.
     has_own_move = not type(inner).mv.__module__.startswith("fsspec.spec")
     return Traits(moves=Moves.REPLACES if has_own_move else Moves.COPIES)
+
+
+def escape_in(path: str, filesystem: Any) -> str:
+    """What stands before the digits of a coded character in names; told without connecting.
+
+    Args:
+        path: The URL; with a file system object, a path in it.
+    """
+    if filesystem is None:
+        unquoted = path.partition("://")[0].lower() in _UNQUOTED_SCHEMES
+    else:
+        unquoted = _UNQUOTED in _class_names(_innermost(filesystem))
+    return "~" if unquoted else "%"
 
 
 def is_of_this_process(filesystem: Any) -> bool:

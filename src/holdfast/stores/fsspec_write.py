@@ -6,8 +6,6 @@ beside their place and moved there. Files of checkpoints are written where they 
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import random
 import threading
@@ -16,20 +14,25 @@ import zlib
 from typing import Any
 
 from holdfast.errors import StorageError, StorageUnavailableError, StoreExistsError, StoreNotFoundError
+from holdfast.stores import fsspec_pipeline
 from holdfast.stores.base import Hasher
 from holdfast.stores.fsspec_connection import Connection
 from holdfast.stores.fsspec_look import is_directory, look, path_of, read_whole, size_of
+from holdfast.stores.fsspec_stream import CHUNK_BYTES, read_piece, stream
 from holdfast.stores.fsspec_traits import Creates, Moves
-from holdfast.stores.local_copy import read_exactly
-from holdfast.stores.local_errors import storage_error
 from holdfast.stores.local_write import temporary_name
 
 _log = logging.getLogger("holdfast")
-_CHUNK_BYTES = 4 << 20
 # How long another creator of the same record is waited for; it takes as long as two small writes.
 _GUARD_S = 10.0
 _LOOK_AGAIN_S = 0.05
 _creating = threading.Lock()
+
+
+class _RemainsError(StorageUnavailableError):
+    """A part of a file may lie in its place: another try would find it, and take it for another rank's."""
+
+    may_pass = False
 
 
 def write_record(connection: Connection, name: str, data: bytes) -> None:
@@ -87,17 +90,17 @@ def put_descriptor(connection: Connection, name: str, source: int, size_bytes: i
     """
     _require_nothing(connection, name)
     try:
-        if size_bytes <= _CHUNK_BYTES:
-            data = _read(connection, name, source, 0, size_bytes)
+        if size_bytes <= CHUNK_BYTES:
+            data = read_piece(connection, name, source, 0, size_bytes)
             if hasher is not None:
                 hasher.update(data)
             put_small(connection, name, data)
         else:
             make_directory(connection, _parent(name))
-            _stream(connection, name, source, size_bytes, hasher)
+            stream(connection, name, source, size_bytes, hasher)
         _verify_size(connection, name, size_bytes)
-    except BaseException:
-        remove_quietly(connection, name)
+    except BaseException as error:
+        _take_back(connection, name, error)
         raise
 
 
@@ -148,6 +151,20 @@ def remove_quietly(connection: Connection, name: str) -> None:
     try:
         remove_file(connection, name)
     except StorageError as error:
+        _log.warning("a file that is not wanted any more could not be removed: %s", error)
+
+
+def _take_back(connection: Connection, name: str, cause: BaseException) -> None:
+    """Removes what a failed try has left.
+
+    Raises:
+        _RemainsError: It cannot be removed, and `cause` may be followed by another try.
+    """
+    try:
+        remove_file(connection, name)
+    except StorageError as error:
+        if isinstance(cause, StorageError):
+            raise _RemainsError(f"{cause}; and what is there of it could not be removed: {error}") from None
         _log.warning("a file that is not wanted any more could not be removed: %s", error)
 
 
@@ -245,46 +262,24 @@ def _create_guarded(connection: Connection, name: str, data: bytes) -> None:
 def put_small(connection: Connection, name: str, data: bytes) -> None:
     """Writes a small file at its place."""
     path = path_of(connection, name)
+    pipelines = connection.traits.pipelines
     make_directory(connection, _parent(name))
+
+    def write(filesystem: Any) -> None:
+        if pipelines:
+            fsspec_pipeline.write_whole(filesystem, path, data)
+        else:
+            filesystem.pipe_file(path, data)
+
     try:
-        connection.call("write", name, lambda filesystem: filesystem.pipe_file(path, data), repeats=True)
+        connection.call("write", name, write, repeats=True)
     except StoreNotFoundError:
         if not connection.traits.directories:
             raise
         # Its directory was taken away since it was made.
         connection.directories.clear()
         make_directory(connection, _parent(name))
-        connection.call("write", name, lambda filesystem: filesystem.pipe_file(path, data))
-
-
-def _stream(connection: Connection, name: str, source: int, size_bytes: int, hasher: Hasher | None) -> None:
-    path = path_of(connection, name)
-    file = connection.call("store", name, lambda filesystem: filesystem.open(path, "wb"))
-    try:
-        for offset in range(0, size_bytes, _CHUNK_BYTES):
-            data = _read(connection, name, source, offset, min(_CHUNK_BYTES, size_bytes - offset))
-            if hasher is not None:
-                hasher.update(data)
-            _write(connection, name, file, data)
-        connection.close("store", name, file)
-    except BaseException:
-        with contextlib.suppress(StorageError):
-            connection.close("give up", name, file)
-        # Collected as garbage while it is open, it would be written nevertheless.
-        with contextlib.suppress(AttributeError, TypeError):
-            file.closed = True
-        raise
-
-
-def _write(connection: Connection, name: str, file: Any, data: bytes) -> None:
-    while data:
-        written = connection.call("store", name, functools.partial(_write_some, file, data))
-        # Not all of them say how much they took: then it is all.
-        data = data[written:] if isinstance(written, int) and 0 < written < len(data) else b""
-
-
-def _write_some(file: Any, data: bytes, _: Any) -> Any:
-    return file.write(data)
+        connection.call("write", name, write)
 
 
 def _move_over(connection: Connection, beside: str, name: str, data: bytes) -> None:
@@ -335,13 +330,6 @@ def _gone(connection: Connection, action: str, name: str, function: Any) -> None
         # Each has an error of its own for what is not there.
         if look(connection, name) is not None:
             raise
-
-
-def _read(connection: Connection, name: str, source: int, offset: int, num_bytes: int) -> bytes:
-    try:
-        return read_exactly(source, offset, num_bytes)
-    except OSError as error:
-        raise storage_error("store", connection.where(name), error) from error
 
 
 def _require_nothing(connection: Connection, name: str) -> None:

@@ -1,14 +1,14 @@
-"""Characters that a store cannot hold in a name, written as `%XX`, and back; a byte that is no UTF-8 is a surrogate."""
+"""Characters that a store cannot hold in a name, written as `%XX`, or with another sign, and back; a byte that is no UTF-8 is a surrogate."""
 
 from __future__ import annotations
 
 import re
 
 
-def code(found: re.Match[str]) -> str:
+def code(found: re.Match[str], escape: str = "%") -> str:
     """What a character is written as."""
     number = ord(found[0])
-    return f"%{number - 0xDC00 if number > 0xFF else number:02X}"
+    return f"{escape}{number - 0xDC00 if number > 0xFF else number:02X}"
 
 
 def decode(found: re.Match[str]) -> str:

@@ -7,6 +7,8 @@ Objects are told by the names of their classes: neither package is imported for 
 from __future__ import annotations
 
 import importlib
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 from holdfast.errors import ConfigurationError
@@ -93,6 +95,34 @@ def holds_secrets(filesystem: Any) -> bool:
 def without_credentials(filesystem: Any) -> Any:
     """The object if it holds none, else None."""
     return None if filesystem is None or holds_secrets(filesystem) else filesystem
+
+
+def recipe_of(filesystem: Any) -> Callable[[], Any] | None:
+    """What makes another object for the same place, with connections of its own.
+
+    Returns:
+        None where it would share something with the given one: a client, a session, another file system object.
+    """
+    if not _is_fsspec(filesystem):
+        return None
+    kind = type(filesystem)
+    if "DirFileSystem" in _class_names(filesystem):
+        inner, path = recipe_of(filesystem.fs), filesystem.path
+        return None if inner is None else lambda: kind(path=path, fs=inner(), skip_instance_cache=True)
+    args, options = filesystem.storage_args, filesystem.storage_options
+    if any(_is_fsspec(value) or _is_arrow(value) for value in (*args, *options.values())):
+        return None
+    try:
+        # A copy that is made so has no lock and no socket of the original.
+        data = pickle.dumps((args, options))
+    except Exception:  # noqa: BLE001 - what cannot be copied raises anything
+        return None
+
+    def make() -> Any:
+        args, options = pickle.loads(data)
+        return kind(*args, **{**options, "skip_instance_cache": True})
+
+    return make
 
 
 def identity_of(filesystem: Any) -> Any:

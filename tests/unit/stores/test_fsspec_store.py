@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import ftplib
 import logging
 import os
 import pickle
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,20 +25,24 @@ from holdfast.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
+from holdfast.persistence.digest import FileHasher
 from holdfast.secrecy import private_channel
-from holdfast.stores import fsspec_probe, fsspec_write, open_store, plain_filesystem
+from holdfast.stores import fsspec_probe, fsspec_traits, fsspec_write, open_store, plain_filesystem
 from holdfast.stores.fsspec_errors import cause_of, fsspec_error
 from holdfast.stores.fsspec_keys import key_of, name_of
+from holdfast.stores.fsspec_session import CallFailedError, NoAnswerError, Session
 from holdfast.stores.fsspec_store import FsspecStore
+from holdfast.stores.fsspec_traits import Traits, escape_in
 from holdfast.stores.local import LocalStore
 from holdfast.testing.store import put
 
 pytest.importorskip("fsspec", reason='needs fsspec, which is not installed: pip install "fsspec"')
 
+import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from support.file_systems import BareFileSystem, ElsewhereFileSystem, RefusingFileSystem
+from support.file_systems import BareFileSystem, BreakableFileSystem, ElsewhereFileSystem, RefusingFileSystem
 
 _SECRET = "hunter2-and-more"
 _TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n02579AFf.: "), min_size=1, max_size=20)
@@ -75,6 +81,11 @@ class AuthenticationException(Exception):  # noqa: N818 - as above
         (SSHException("Server connection dropped"), StorageUnavailableError),
         (AnswerError(503), StorageUnavailableError),
         (OSError(errno.EIO, "x"), StorageUnavailableError),
+        (OSError("Socket is closed"), StorageUnavailableError),
+        (OSError("cannot read from timed out object"), StorageUnavailableError),
+        (ftplib.error_temp("421 closing control connection"), StorageUnavailableError),
+        (ftplib.error_temp("450 no such file"), StorageError),
+        (OSError("Failure"), StorageError),
         (OSError(errno.ENOSPC, "x"), StorageError),
         (NotImplementedError("x"), StorageError),
         (ValueError("x"), StorageError),
@@ -99,13 +110,20 @@ def test_a_full_disk_is_known_by_its_number() -> None:
 )
 def test_every_key_has_a_name_of_its_own_and_comes_back(parts: list[str], other: str) -> None:
     key = "/".join(parts)
-    name = name_of(key)
-    name.encode()
-    assert not set(name) & set("*?[]{}#:;\\\"'<>|\n")
-    assert not any(part.endswith((".", " ")) for part in name.split("/"))
-    assert key_of(name) == key
-    if "/" not in other and other not in (".", ".."):
-        assert (name_of(other) == name) is (other == key)
+    for escape, odd in (("%", "*?[]{}#:;\\\"'<>|\n"), ("~", "%*?[]{}#:;\\\"'<>|\n")):
+        name = name_of(key, escape)
+        name.encode()
+        assert not set(name) & set(odd)
+        assert not any(part.endswith((".", " ")) for part in name.split("/"))
+        assert key_of(name, escape) == key
+        if "/" not in other and other not in (".", ".."):
+            assert (name_of(other, escape) == name) is (other == key)
+
+
+def test_where_the_client_leaves_a_percent_sign_as_it_is_names_have_none() -> None:
+    assert escape_in("webdav://host/x", None) == "~"
+    assert escape_in("sftp://host/x", None) == "%"
+    assert name_of("100%/a:b", "~") == "100~25/a~3Ab"
 
 
 @pytest.mark.parametrize("key", ["100%", "a%41", "a b", "ünïcödé", "a+b&c=d", "shard-0/model.safetensors"])
@@ -224,6 +242,179 @@ def test_a_call_that_does_not_come_back_ends_with_an_error(tmp_path: Path, monke
         assert time.monotonic() - begun_s < 10
     finally:
         SilentFileSystem.answers.set()
+
+
+class HeldFileSystem(BareFileSystem):
+    """Keeps who writes a large file until it is told to go on."""
+
+    protocol = "held"
+    begun = threading.Event()
+    goes_on = threading.Event()
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "wb" and "large" in path:
+            self.begun.set()
+            self.goes_on.wait()
+        return super()._open(path, mode=mode, **options)
+
+
+def test_no_record_waits_behind_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOLDFAST_STORAGE_TIMEOUT_S", "20")
+    store = FsspecStore(str(tmp_path / "store"), HeldFileSystem())
+    upload = threading.Thread(target=put, args=(store, "large", tmp_path, b"1"))
+    upload.start()
+    try:
+        assert HeldFileSystem.begun.wait(20)
+        store.write("heartbeat", b"2")
+        assert store.read("heartbeat") == b"2"
+    finally:
+        HeldFileSystem.goes_on.set()
+        upload.join()
+    assert store.read("large") == b"1"
+
+
+def test_the_limit_of_a_call_counts_from_its_turn() -> None:
+    session = Session(None, concurrent=False)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        begun.set()
+        goes_on.wait()
+
+    holder = threading.Thread(target=session.run, args=(hold, 60))
+    holder.start()
+    assert begun.wait(20)
+    release = threading.Timer(2.0, goes_on.set)
+    release.start()
+    assert session.run(lambda _: "answer", 1.5) == "answer"
+    holder.join()
+
+
+def test_who_waits_behind_a_call_that_does_not_come_back_is_told() -> None:
+    session = Session(None, concurrent=False)
+    goes_on = threading.Event()
+    try:
+        with pytest.raises(NoAnswerError):
+            session.run(lambda _: goes_on.wait(), 0.1)
+        with pytest.raises(CallFailedError) as caught:
+            session.run(lambda _: None, 60)
+        assert isinstance(caught.value.error, ConnectionError)
+    finally:
+        goes_on.set()
+
+
+@pytest.mark.parametrize("of_url", [True, False])
+def test_a_connection_that_broke_is_made_anew(tmp_path: Path, of_url: bool) -> None:
+    fsspec.register_implementation("breakable", BreakableFileSystem, clobber=True)
+    root = str(tmp_path / "store")
+    store = FsspecStore(f"breakable://{root}") if of_url else FsspecStore(root, BreakableFileSystem())
+    large = os.urandom(5 << 20)
+    for number in range(2):
+        store.write("a", b"%d" % number)
+        put(store, f"large-{number}", tmp_path, large)
+        BreakableFileSystem.break_all()
+        assert store.read("a") == b"%d" % number
+        with store.open_read(f"large-{number}") as file:
+            BreakableFileSystem.break_all()
+            assert file.read() == large
+        BreakableFileSystem.break_all()
+    store.create("b", b"1")
+
+
+def test_a_file_system_object_that_shares_its_client_is_not_made_anew(tmp_path: Path) -> None:
+    store = FsspecStore(str(tmp_path), BreakableFileSystem(secret=threading.Lock()))
+    made = BreakableFileSystem.made
+    put(store, "a", tmp_path, b"1")
+    BreakableFileSystem.break_all()
+    with pytest.raises(StorageUnavailableError):
+        store.read("a")
+    assert BreakableFileSystem.made == made
+
+
+def test_a_part_of_a_file_that_cannot_be_removed_is_not_taken_for_anothers(tmp_path: Path) -> None:
+    class Breaks(FileHasher):
+        def update(self, data: bytes | bytearray | memoryview, /) -> None:
+            BreakableFileSystem.broken = sys.maxsize
+
+    store = FsspecStore(str(tmp_path / "store"), BreakableFileSystem())
+    try:
+        with pytest.raises(StorageUnavailableError, match="could not be removed") as caught:
+            put(store, "a", tmp_path, b"x" * (5 << 20), hasher=Breaks(None))
+    finally:
+        BreakableFileSystem.broken = BreakableFileSystem.made
+    assert not caught.value.may_pass
+    assert caught.value.__cause__ is None
+
+
+class PipeliningFileSystem(BareFileSystem):
+    """Its files are as paramiko's: they say what was refused when somebody waits for the answers, and else never."""
+
+    protocol = "pipelining"
+    requests = 0
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return PipeliningFile(open(path, mode))
+
+
+class PipeliningFile:
+    refuses = False
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._is_pipelined = False
+        self._unanswered = 0
+
+    def __enter__(self) -> PipeliningFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def set_pipelined(self, pipelined: bool = True) -> None:
+        self._is_pipelined = pipelined
+
+    def write(self, data: Any) -> None:
+        self._file.write(data)
+        self._unanswered += -(-len(data) // (32 << 10))
+        if not self._is_pipelined and self._unanswered:
+            PipeliningFileSystem.requests += 1
+            self._unanswered = 0
+            if self.refuses:
+                raise OSError(errno.ENOSPC, "full")
+
+    def read(self) -> Any:
+        return self._file.read()
+
+    def readv(self, chunks: list[tuple[int, int]]) -> Any:
+        for start, length in chunks:
+            self._file.seek(start)
+            yield self._file.read(length)
+
+    def close(self) -> None:
+        assert not self._unanswered or self.refuses
+        self._file.close()
+
+
+def test_a_file_of_sftp_costs_a_round_trip_a_piece_and_a_refusal_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{PipeliningFileSystem.__module__}.{PipeliningFileSystem.__qualname__}"
+    monkeypatch.setitem(fsspec_traits._KNOWN, name, Traits(pipelines=True))
+    store = FsspecStore(str(tmp_path / "store"), PipeliningFileSystem())
+    data = os.urandom((9 << 20) + 1)
+    put(store, "large", tmp_path, data)
+    assert PipeliningFileSystem.requests == 3
+    put(store, "small", tmp_path, data[: 1 << 20])
+    put(store, "empty", tmp_path, b"")
+    assert PipeliningFileSystem.requests == 4
+    for key, expected in (("large", data), ("small", data[: 1 << 20]), ("empty", b"")):
+        with store.open_read(key) as file:
+            assert file.read() == expected
+    monkeypatch.setattr(PipeliningFile, "refuses", True)
+    for size in (1 << 20, 5 << 20):
+        with pytest.raises(StorageError, match="no space left"):
+            put(store, "refused", tmp_path, data[:size])
+    assert not store.exists("refused")
 
 
 class FlakyFileSystem(ElsewhereFileSystem):
