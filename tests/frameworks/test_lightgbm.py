@@ -151,6 +151,12 @@ def test_lightgbm_is_imported_when_it_is_needed() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_lightgbm_that_is_missing_is_told_of_when_the_callback_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(ImportError, match=r"pip install holdfast\[lightgbm\]"):
+        RayTrainReportCallback()
+
+
 def noise(config: dict[str, Any]) -> dict[str, Any]:
     """Trains on what can hardly be learnt, so that early stopping ends it; what is left of the training."""
     import lightgbm

@@ -262,6 +262,8 @@ def one_after_another(config: dict[str, Any]) -> list[str]:
     callback = RayTrainReportCallback(every_n_epochs=3)
     assert isinstance(callback, RayTrainReportCallback)
     assert isinstance(callback, Callback)
+    assert isinstance(callback, RayTrainReportCallback | None)
+    assert isinstance(None, None | RayTrainReportCallback)
     assert issubclass(Mine, RayTrainReportCallback)
     run(pytorch_lightning, callback)
     # Strategies belong to one of them, here told by the model that was made, or to be said.

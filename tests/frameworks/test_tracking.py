@@ -41,8 +41,11 @@ ODD_PARAMETERS = parameters_of(
 
 
 def loop(config):
-    """Three reports, a SIGKILL in the first attempt after the second, and steps that are made again."""
-    first = 1
+    """Three reports, a SIGKILL of rank 1 in the first attempt after the second, and steps that are made again.
+
+    A tracker has rank 0's metrics, and those of rank 1 are others.
+    """
+    first, rank = 1, train.get_context().get_world_rank()
     if checkpoint := train.get_checkpoint():
         with checkpoint.as_directory() as directory:
             first = int(Path(directory, "step").read_text()) + 1
@@ -51,8 +54,9 @@ def loop(config):
             Path(directory, "step").write_text(str(step))
             # Every second one only: after the failure step 2 is made again.
             checkpoint = train.Checkpoint.from_directory(directory) if step % 2 else None
-            train.report({"loss": {"train": 1 / step}, "step": step, "odd": math.nan, "note": "x"}, checkpoint)
-        if step == 2 and first == 1:
+            metrics = {"loss": {"train": 1 / step + rank}, "step": step + 100 * rank, "odd": math.nan, "note": "x"}
+            train.report(metrics, checkpoint)
+        if step == 2 and first == 1 and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -60,6 +64,7 @@ def fit(callback, tmp_path, **config):
     return train.DataParallelTrainer(
         loop,
         train_loop_config={**CONFIG, **config},
+        scaling_config=train.ScalingConfig(num_workers=2),
         run_config=train.RunConfig(
             name="tracked",
             storage_path=str(tmp_path / "runs"),
@@ -251,16 +256,23 @@ def test_an_mlflow_that_cannot_go_where_its_uri_leads_says_so_when_it_is_made(tm
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of SQLAlchemy, about MLflow
-def test_mlflow_without_a_uri_writes_a_database(tmp_path, monkeypatch):
+def test_mlflow_without_a_uri_makes_a_database_that_has_all_at_the_end(tmp_path, caplog, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     pytest.importorskip("alembic")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracker = tracking.MLflowCallback().open_tracker(CONTEXT, ODD_PARAMETERS)
-    tracker.log([Entry(1, ODD_METRICS)])
+    callback = tracking.MLflowCallback(flush_timeout_s=60)
+    fit(callback, tmp_path)  # which makes the database
+    assert warnings(caplog) == []
     assert Path("mlflow.db").exists()
-    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs(["0"])
+    history = client.get_metric_history(run.info.run_id, "loss/train")
+    assert [(each.step, each.value) for each in history] == [(1, 1), (2, 1 / 2), (3, 1 / 2), (4, 1 / 3)]
+    tracker = callback.open_tracker(CONTEXT, ODD_PARAMETERS)
+    tracker.log([Entry(1, ODD_METRICS)])
+    (run,) = client.search_runs(["0"], f"tags.`holdfast.run_id` = '{CONTEXT.run_id}'")
     assert len(run.data.metrics) == 7
     assert len(run.data.params) == 5
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,11 +92,13 @@ def test_blocks_that_train_nothing(name: str, tmp_path: Path) -> None:
     run(moved(name).replace("/tmp/test-checkpoint", str(tmp_path / "test-checkpoint")), tmp_path)
 
 
-def by_the_command(script: str, tmp_path: Path) -> str:
-    """A script after the command of docs/coming-from-ray.md."""
+def by_the_command(script: str, tmp_path: Path, *, in_one_line: bool = False) -> str:
+    """A script after the command of docs/coming-from-ray.md, the long one unless said."""
     page = (Path(__file__).parents[2] / "docs" / "coming-from-ray.md").read_text()
-    command = page.partition("```bash\n")[2].partition("\n```")[0]
-    assert command.startswith("sed -E -i.bak '")
+    one_line, command = re.findall("```bash\n(.*?)\n```", page, re.DOTALL)
+    assert "\n" not in one_line
+    command = one_line if in_one_line else command
+    assert command.startswith("sed ")
     (tmp_path / "script.py").write_text(script)
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
     assert (tmp_path / "script.py.bak").read_text() == script
@@ -106,6 +109,7 @@ def by_the_command(script: str, tmp_path: Path) -> str:
 def test_the_command_moves_the_guides_scripts(name: str, tmp_path: Path) -> None:
     text = (BLOCKS / name).read_text()
     found = by_the_command(text, tmp_path)
+    assert by_the_command(text, tmp_path, in_one_line=True) == found
     compile(found, name, "exec")
     text = text.replace("from ray import train", "import holdfast as train").replace("ray.train", "holdfast")
     assert found.split("\n") == ["import holdfast" if each == "import ray" else each for each in text.split("\n")]

@@ -16,6 +16,7 @@ from holdfast.worker import protocol, returned
 _FOLLOWING_CHARACTERS = 100
 # `[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] `
 _SOURCE = re.compile(r"\A\[[^]\s]+\.\w+:\d+\]\s*")
+_OPENING = (":", "{", "[", "(")
 # `module.Type: text` of an error that is known to come from a collective: others talk to stores and databases, which are no ranks. gloo's
 # and TensorFlow's come as errors of any type.
 _COLLECTIVE = re.compile(
@@ -115,7 +116,7 @@ def mistakes_in(failures: Mapping[int, BaseException]) -> frozenset[str]:
 
 
 def summarise(failures: Mapping[int, BaseException]) -> str:
-    """The first line of each error, by cause. What several ranks say alike is said once, and so is a lost connection."""
+    """The headline of each error, by cause. What several ranks say alike is said once, and so is a lost connection."""
     said: dict[str, list[int]] = {}
     lost: list[int] = []
     follows = not all(_has_lost(error) for error in failures.values())
@@ -141,8 +142,13 @@ def summarise(failures: Mapping[int, BaseException]) -> str:
 
 
 def _headline(error: BaseException) -> str:
-    """The first line of what an error says, without the place in its library's own source."""
-    return _SOURCE.sub("", str(error).strip()).partition("\n")[0]
+    """The first line of what an error says, without the place in its library's own source.
+
+    One that opens something (the value that is wrong, a list) says only half: what is wrong with it stands in the last line.
+    """
+    lines = _SOURCE.sub("", str(error).strip()).split("\n")
+    first, last = lines[0].rstrip(), lines[-1].strip()
+    return f"{first} … {last}" if len(lines) > 1 and first.endswith(_OPENING) else first
 
 
 def _shortened(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from holdfast.boosting import RoundReporter
 from holdfast.checkpoint import Checkpoint
 from holdfast.errors import ConfigurationError
+from holdfast.lightgbm.config import check_installed
 from holdfast.lightgbm.early_stopping import Watch
 from holdfast.worker.context import get_context
 
@@ -51,7 +52,9 @@ class RayTrainReportCallback(RoundReporter):
 
         Raises:
             ConfigurationError: An argument cannot work.
+            ImportError: LightGBM is not installed.
         """
+        check_installed()
         super().__init__(metrics, filename, frequency, checkpoint_at_end, results_postprocessing_fn)
         if early_stopping is not None and not callable(early_stopping):
             raise ConfigurationError(
@@ -74,8 +77,6 @@ class RayTrainReportCallback(RoundReporter):
             DamagedCheckpointError: Its bytes are not those that were reported.
             ImportError: LightGBM is not installed.
         """
-        from holdfast.lightgbm.config import check_installed
-
         check_installed()
         import lightgbm
 

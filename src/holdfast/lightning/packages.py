@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Union
 
 from holdfast.errors import ConfigurationError
 
@@ -151,6 +151,12 @@ class ByPackage:
 
     def __subclasscheck__(self, subclass: type) -> bool:
         return issubclass(subclass, tuple(self._classes.values()))
+
+    def __or__(self, other: Any) -> Any:
+        return Union[self, other]  # noqa: UP007 - which would ask this very method
+
+    def __ror__(self, other: Any) -> Any:
+        return Union[other, self]  # noqa: UP007 - as above
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # asked by pickle and others before there is anything

@@ -25,7 +25,7 @@ class TrackerCallback(UserCallback):
 
     Every report goes to the tracker in a thread of its own, with rank 0's metrics, so training never waits for it. What fails there is
     warned of and ends nothing; a tracker that was away gets what it missed. At the end of `fit()` what is on its way may arrive, for
-    `flush_timeout_s` at most.
+    `flush_timeout_s` at most; one that is still starting may take a minute for that before.
     """
 
     name = "the tracker"
@@ -37,7 +37,7 @@ class TrackerCallback(UserCallback):
         Args:
             step: A metric that is the axis, such as `global_step` or `a/b` of a nested one; by default the index of the report. A report
                 without it is at the last step that its attempt had reached, and left out, with a warning, where there is none.
-            flush_timeout_s: How long the end of `fit()` may wait for the tracker, seconds.
+            flush_timeout_s: How long the end of `fit()` may wait for a tracker that has started, seconds.
 
         Raises:
             ConfigurationError: An argument cannot work.

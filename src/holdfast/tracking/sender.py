@@ -16,6 +16,7 @@ _MAX_WAITING = 10_000
 _MAX_AT_ONCE = 100
 # To open a tracker takes seconds where all is well, and more on a busy machine: a database is made, a service started.
 _SLOW_S = 30.0
+_START_S = 60.0
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 15.0
 
@@ -33,6 +34,7 @@ class Sender:
         max_waiting: How many reports may wait; with more, the newest are left out.
         slow_s: After how many seconds a call that goes on is told of, at the latest after twice as many.
         first_pause_s: How long the first pause is, seconds.
+        start_s: How long the end may wait for the tracker to be opened for the first time.
     """
 
     def __init__(
@@ -43,16 +45,19 @@ class Sender:
         max_waiting: int = _MAX_WAITING,
         slow_s: float = _SLOW_S,
         first_pause_s: float = _FIRST_PAUSE_S,
+        start_s: float = _START_S,
     ) -> None:
         self._name = name
         self._open_tracker = open_tracker
         self._max_waiting = max_waiting
         self._slow_s = slow_s
         self._first_pause_s = first_pause_s
+        self._start_s = start_s
         self._waiting: deque[Entry] = deque()
         self._num_left_out = 0
         self._ending: Ending | None = None
         self._tracker: Tracker | None = None
+        self._is_starting = True
         self._changed = threading.Condition()
         self._trouble: str | None = None
         self._num_calls = 0
@@ -76,11 +81,18 @@ class Sender:
             self._tell(f"{self._max_waiting} reports wait for it, and further ones are left out")
 
     def finish(self, ending: Ending, timeout_s: float) -> None:
-        """Waits until everything is there and the tracker closed, for so long at most."""
+        """Waits until everything is there and the tracker closed, for so long at most once it has started.
+
+        Who was interrupted does not wait for a start by itself.
+        """
+        waits_s = timeout_s if ending is Ending.INTERRUPTED else max(self._start_s, timeout_s)
         with self._changed:
             self._ending = ending
-            self._changed.notify()
-        self._thread.join(timeout_s)
+            self._changed.notify_all()
+            has_started = self._changed.wait_for(lambda: not self._is_starting, waits_s)
+        if has_started:
+            waits_s = timeout_s
+            self._thread.join(timeout_s)
         is_late = self._thread.is_alive()
         with self._changed:
             num_missing, trouble = self._num_left_out + len(self._waiting), self._trouble
@@ -90,10 +102,10 @@ class Sender:
         reasons = [trouble] if trouble else []
         if is_late:
             late = "had not taken everything" if num_missing else "was not closed"
-            reasons.insert(0, f"it {late if is_open else 'was still starting'} after {timeout_s:g} s")
+            reasons.insert(0, f"it {late if is_open else 'was still starting'} after {waits_s:g} s")
             reasons.append(
                 "if the script ends before it has them, they are missing there for good; the end of fit() waits for as long as "
-                "flush_timeout_s of its callback says"
+                f"flush_timeout_s of its callback says, and for a start {self._start_s:g} s"
             )
         logger.warning(
             "%s %s of this fit(), all of which the run itself has: %s",
@@ -107,6 +119,7 @@ class Sender:
             self._carry()
         finally:
             self._is_over.set()
+            self._started()
 
     def _carry(self) -> None:
         pause_s = self._first_pause_s
@@ -122,7 +135,10 @@ class Sender:
             try:
                 if self._tracker is None and entries:
                     is_away = True
-                    self._tracker = self._open_tracker()
+                    try:
+                        self._tracker = self._open_tracker()
+                    finally:
+                        self._started()
                     is_away = False
                 if self._tracker is not None and entries:
                     self._tracker.log(entries)
@@ -145,6 +161,12 @@ class Sender:
                     self._tracker = None
                     self._changed.wait_for(lambda: self._ending is not None, pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _started(self) -> None:
+        """It is open, or has failed to; what comes later is no start."""
+        with self._changed:
+            self._is_starting = False
+            self._changed.notify_all()
 
     def _watch(self) -> None:
         """Tells of a call that does not come back, which its own thread cannot."""

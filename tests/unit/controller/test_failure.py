@@ -72,6 +72,12 @@ def test_what_ranks_say_alike_is_said_once() -> None:
     assert len(summarise({0: ValueError("short"), 1: ValueError(long)})) < 200
 
 
+def test_where_the_first_line_only_shows_a_value_the_last_says_what_is_wrong_with_it() -> None:
+    shown = ValueError("Attempt to convert a value (PerReplica:{\n  0: [[0.5]]\n}) with an unsupported type")
+    assert summarise({0: shown}).endswith("a value (PerReplica:{ … }) with an unsupported type")
+    assert summarise({0: ValueError("whole\nmore of it")}) == "rank 0: ValueError: whole"
+
+
 GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] "
 
 

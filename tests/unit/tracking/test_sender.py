@@ -89,19 +89,39 @@ def test_a_start_that_takes_longer_than_the_end_waits_is_told_with_what_is_missi
         gate.wait(LIMIT_S)
         return recorder
 
-    sender = Sender("it", open_tracker)
+    sender = Sender("it", open_tracker, start_s=0.02)
     sender.send(entry(0))
     sender.send(entry(1))
     sender.finish(Ending.SUCCEEDED, 0.01)
     (end,) = warnings(caplog)
     assert end.startswith(
-        "it lacks 2 reports of this fit(), all of which the run itself has: it was still starting after 0.01 s"
+        "it lacks 2 reports of this fit(), all of which the run itself has: it was still starting after 0.02 s"
     )
     assert "flush_timeout_s" in end
     gate.set()  # the script goes on, and they come after all
     sender.finish(Ending.SUCCEEDED, LIMIT_S)
     assert recorder.steps == [0, 1]
     assert len(warnings(caplog)) == 1
+
+
+def test_a_start_does_not_count_as_the_time_that_the_end_may_take():
+    gate, recorder = threading.Event(), Recorder()
+
+    def open_tracker():
+        gate.wait(LIMIT_S)
+        return recorder
+
+    sender = Sender("it", open_tracker, start_s=LIMIT_S)
+    sender.send(entry(0))
+    sender.finish(Ending.INTERRUPTED, 0)
+    assert not gate.is_set()  # it has not waited for that
+    opening = threading.Timer(0.1, gate.set)
+    opening.start()
+    sender.finish(Ending.SUCCEEDED, 0)
+    assert gate.is_set()
+    opening.join()
+    sender.finish(Ending.SUCCEEDED, LIMIT_S)
+    assert recorder.steps == [0]
 
 
 def test_one_that_has_taken_everything_and_does_not_close_may_lack_some(caplog):
