@@ -38,6 +38,29 @@ def test_plain_trainers_know_the_workers(tmp_path: Path) -> None:
     assert json.loads(guide.printed(PLAIN, tmp_path)) == [[0, 2, "DDPStrategy"]] * 6
 
 
+def test_save(tmp_path: Path) -> None:
+    end = """
+import json
+print(json.dumps([sorted(state["state_dict"]), [sorted(metrics) for _, metrics in result.best_checkpoints], result.metrics["step"]]))
+"""
+    keys, metrics, step = json.loads(guide.printed(guide.moved("lightning_save.py") + end, tmp_path))
+    assert keys == ["layer.bias", "layer.weight"]
+    assert len(metrics) in (2, 3)  # the best two, and the latest
+    assert {*map(tuple, metrics)} == {("epoch", "mean_accuracy", "step")}
+    assert step == 8  # four epochs of 16 items, on two workers, in batches of 4
+
+
+def test_restore(tmp_path: Path) -> None:
+    end = """
+import json
+result = ray_trainer.fit()
+reports = train.Run(result.path).reports()
+print(json.dumps([[report["attempt"], report["metrics"]["epoch"], report["metrics"]["step"]] for report in reports]))
+"""
+    told = json.loads(guide.printed(guide.moved("lightning_restore.py") + end, tmp_path))
+    assert told == [[1, 0, 2], [1, 1, 4], [2, 2, 6], [2, 3, 8]]
+
+
 def test_the_custom_callback(tmp_path: Path) -> None:
     """By a slip (`global_rank` holds whether it is 0) all ranks save but the lowest, so one alone saves nothing, and two wait."""
     end = """
