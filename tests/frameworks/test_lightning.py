@@ -164,49 +164,6 @@ def test_a_trainer_that_would_train_alone_is_refused(tmp_path: Path) -> None:
     assert "RayDDPStrategy()" in str(error)
 
 
-def guide_callback(config: dict[str, Any]) -> None:
-    """The guide's callback as it stands: `global_rank` holds whether it is the lowest, and is then compared with 0."""
-    from tempfile import TemporaryDirectory
-
-    import lightning.pytorch as pl
-
-    from holdfast.lightning import RayDDPStrategy, RayLightningEnvironment
-
-    class CustomRayTrainReportCallback(pl.Callback):
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            should_checkpoint = trainer.current_epoch % 3 == 0
-            with TemporaryDirectory() as directory:
-                metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-                checkpoint = None
-                global_rank = train.get_context().get_world_rank() == 0
-                if global_rank == 0 and should_checkpoint:
-                    path = os.path.join(directory, "ckpt.pt")
-                    trainer.save_checkpoint(path, weights_only=False)
-                    checkpoint = train.Checkpoint.from_directory(directory)
-                train.report(metrics=metrics, checkpoint=checkpoint)
-
-    model, loader, _ = digits({**config, "resumed": True})
-    pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        callbacks=[CustomRayTrainReportCallback()],
-        strategy=RayDDPStrategy(),
-        plugins=[RayLightningEnvironment()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        logger=False,
-    ).fit(model, loader)
-
-
-def test_the_slip_in_the_guides_callback_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    limits = {"late_rank_warning_s": 1.0, "late_rank_timeout_s": 3.0}
-    with pytest.raises(train.TrainingFailedError, match=r"rank 0 waits in report.* for rank 1"):
-        fit(tmp_path, "slip", {}, function=guide_callback, max_failures=0, **limits)
-    told = capfd.readouterr().err
-    assert "stacks of rank 1 follow" in told
-    assert "in save_checkpoint" in told
-
-
 def one_after_another(config: dict[str, Any]) -> list[str]:
     """Several small trainings in one worker, with all that users put beside the callback."""
     import lightning.pytorch as pl

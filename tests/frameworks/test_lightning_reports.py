@@ -288,13 +288,13 @@ def test_a_strategy_that_starts_processes_of_its_own_is_told_of(monkeypatch: pyt
 
     import lightning.pytorch as pl
 
-    from holdfast.lightning import trainer
+    from holdfast.torch import lightning
 
     kept = dict(pl.accelerators.AcceleratorRegistry)
     try:
-        trainer._count_workers(pl, 2)
+        lightning._count_workers(pl, 2)
         workers = pl.accelerators.AcceleratorRegistry.get("cpu")
-        monkeypatch.setattr(trainer, "get_spawning_popen", object)
+        monkeypatch.setattr(lightning, "get_spawning_popen", object)
         with pytest.raises(ConfigurationError, match="starts processes of its own"):
             pickle.dumps(workers)
     finally:

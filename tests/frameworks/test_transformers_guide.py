@@ -6,46 +6,24 @@ They lie beside those that `tests/integration/test_guide.py` runs. `completed` m
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+
+from support.guide import moved, run
 
 pytest.importorskip("torch", reason="torch is not installed: pip install holdfast[torch]")
 pytest.importorskip("transformers", reason="Transformers is not installed: pip install holdfast[transformers]")
 pytest.importorskip("accelerate", reason="Accelerate is not installed: pip install holdfast[transformers]")
 
-BLOCKS = Path(__file__).parents[1] / "integration" / "guide_blocks"
 # What today's Transformers does not take, as the guide has it; and a trainer without a model.
 SLIPS = {
     "evaluation_strategy": "eval_strategy",
     '"step"': '"steps"',
     "transformers.Trainer(args": "transformers.Trainer(model, args",
 }
-
-
-def moved(name: str) -> str:
-    text = (BLOCKS / name).read_text().replace("from ray import train", "import holdfast as train")
-    text = text.replace("import ray.train", "import holdfast").replace("ray.train.report", "holdfast.report")
-    return text.replace("ray.train", "holdfast")
-
-
-def run(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    path = tmp_path / "script.py"
-    path.write_text(script)
-    environment = {**os.environ, "HOME": str(tmp_path), "HOLDFAST_PROGRESS": "plain"}
-    return subprocess.run(
-        [sys.executable, str(path)],
-        env=environment,
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
 
 
 def told(done: subprocess.CompletedProcess[str]) -> dict[str, list[object]]:
@@ -62,16 +40,35 @@ print(json.dumps({"files": sorted(f.path for f in result.checkpoint.files()), "e
 """
 
 
-def test_the_default_callback(tmp_path: Path) -> None:
-    script = moved("transformers_default.py")
-    for slip, right in SLIPS.items():
+def mended(name: str, slips: Iterable[str]) -> str:
+    script = moved(name)
+    for slip in slips:
         assert slip in script
-        script = script.replace(slip, right)
-    found = told(run(f"{script}\nresult = ray_trainer.fit()\n{END}", tmp_path))
+        script = script.replace(slip, SLIPS[slip])
+    return script
+
+
+def test_the_default_callback(tmp_path: Path) -> None:
+    found = told(run(f"{mended('transformers_default.py', SLIPS)}\n{END}", tmp_path))
     assert len(found["epochs"]) in (3, 4)  # the best three, and the latest
     assert found["names"][0] == "eval_loss"
     assert "checkpoint/model.safetensors" in found["files"]
     assert all(str(path).startswith("checkpoint/") for path in found["files"])
+
+
+def test_an_evaluation_between_two_saves(tmp_path: Path) -> None:
+    end = """
+import json
+reports = train.Run(result.path).reports()
+print(json.dumps({"steps": [report["metrics"]["step"] for report in reports],
+                  "scored": ["eval_loss" in report["metrics"] for report in reports],
+                  "stored": [report["checkpoint"] is not None for report in reports]}))
+"""
+    script = mended("transformers_arguments.py", ["evaluation_strategy"]) + end
+    found = told(
+        run(script, tmp_path, OMP_NUM_THREADS="1")
+    )  # a hundred steps so small that threads only wait for each other
+    assert found == {"steps": [50, 100], "scored": [True, True], "stored": [False, True]}
 
 
 def test_the_custom_callback(tmp_path: Path) -> None:
@@ -83,6 +80,6 @@ def test_the_custom_callback(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_the_guide_has_and_transformers_does_not_take_is_named(tmp_path: Path) -> None:
-    done = run(moved("transformers_default.py") + "\nray_trainer.fit()\n", tmp_path)
+    done = run(moved("transformers_default.py"), tmp_path)
     assert done.returncode != 0
     assert "unexpected keyword argument 'evaluation_strategy'" in done.stderr.splitlines()[-1]

@@ -1,47 +1,25 @@
 """Scripts written against Ray Train's checkpointing guide run after nothing but replacing its name.
 
-`guide_blocks/` holds the guide's native PyTorch blocks (Apache-2.0, The Ray Team) in their own spelling. Where a block has
-a placeholder, or uses a name that it never defines, the line that completes it says `completed`.
+Here are those that need torch alone; those about frameworks run in `tests/frameworks/`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-BLOCKS = Path(__file__).parent / "guide_blocks"
+from support import guide
+from support.guide import BLOCKS, moved, replaced
+from support.s3_server import KEYS, S3Server
 
 
-def moved(name: str) -> str:
-    """A block after the replacement that a user is asked to make."""
-    text = (BLOCKS / name).read_text()
-    assert "ray" in text
-    text = text.replace("from ray import train", "import holdfast as train").replace("ray.train", "holdfast")
-    assert "ray" not in text.lower().replace("array", "")
-    return text
-
-
-def run(script: str, tmp_path: Path) -> str:
-    """Runs a script where nothing of it outlives the test, and gives what it printed."""
-    path = tmp_path / "script.py"
-    path.write_text(script)
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONWARNINGS": "error", "HOLDFAST_PROGRESS": "plain"}
-    done = subprocess.run(
-        [sys.executable, str(path)],
-        env=environment,
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+def run(script: str, tmp_path: Path, **environment: str) -> str:
+    """What a script prints that runs to its end without a warning."""
+    done = guide.run(script, tmp_path, PYTHONWARNINGS="error", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -77,13 +55,14 @@ print([(f.path, f.rank) for f in result.checkpoint.files()])
     assert run(moved("rank_zero_saves.py") + end, tmp_path).splitlines()[-1] == "[('model.pt', 0)]"
 
 
-def test_every_rank_saves_its_shard(tmp_path: Path) -> None:
-    script = moved("distributed.py").replace("s3://bucket/", str(tmp_path / "bucket"))
+def test_every_rank_saves_its_shard_in_a_bucket(tmp_path: Path, server: S3Server) -> None:
+    server.make_bucket("bucket")
+    environment = {**KEYS, "AWS_ENDPOINT_URL": server.endpoint, "AWS_ALLOW_HTTP": "true"}
     end = """
 result = trainer.fit()
 print([(f.path, f.rank) for f in result.checkpoint.files()])
 """
-    told = run(script + end, tmp_path).splitlines()[-1]
+    told = run(moved("distributed.py") + end, tmp_path, **environment).splitlines()[-1]
     assert told == "[('model-rank=0.pt', 0), ('model-rank=1.pt', 1)]"
 
 
@@ -111,8 +90,7 @@ def test_the_command_moves_the_guides_scripts(name: str, tmp_path: Path) -> None
     found = by_the_command(text, tmp_path)
     assert by_the_command(text, tmp_path, in_one_line=True) == found
     compile(found, name, "exec")
-    text = text.replace("from ray import train", "import holdfast as train").replace("ray.train", "holdfast")
-    assert found.split("\n") == ["import holdfast" if each == "import ray" else each for each in text.split("\n")]
+    assert found == replaced(text)
 
 
 # What a line becomes, and the names that it then defines.
@@ -177,7 +155,6 @@ def test_every_import_that_the_command_makes_of_the_guides_is_there(framework: s
     if framework:
         pytest.importorskip(framework)
     lines = [line.strip() for path in sorted(BLOCKS.glob("*.py")) for line in path.read_text().splitlines()]
-    lines.append("from ray.train.lightning import RayTrainReportCallback")  # of the blocks that are not kept here
     imports = {line: None for line in lines if line.startswith(("import ray", "from ray"))}
     others = [name for name in ("lightning", "transformers") if name != framework]
     chosen = [line for line in imports if framework in line and not any(name in line for name in others)]

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any, Union
 
 from holdfast.errors import ConfigurationError
+from holdfast.torch.lightning import PACKAGES
 
-_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _FABRICS = {"lightning.pytorch": "lightning.fabric", "pytorch_lightning": "lightning_fabric"}
 _OLDEST = (2, 6)
 _NEWEST = (2, 6)
@@ -30,10 +30,10 @@ def packages_in_use() -> list[ModuleType]:
     Raises:
         ImportError: None is.
     """
-    imported = [sys.modules[name] for name in _PACKAGES if name in sys.modules]
+    imported = [sys.modules[name] for name in PACKAGES if name in sys.modules]
     if imported:
         return imported
-    for name in _PACKAGES:
+    for name in PACKAGES:
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             return [importlib.import_module(name)]
     raise ImportError(
@@ -48,7 +48,7 @@ def package_of(trainer: object) -> ModuleType:
         ConfigurationError: It is no trainer of Lightning's.
     """
     for kind in type(trainer).__mro__:
-        for name in _PACKAGES:
+        for name in PACKAGES:
             if kind.__name__ == "Trainer" and kind.__module__.startswith(f"{name}."):
                 return sys.modules[name]
     raise ConfigurationError(f"a Trainer of lightning or pytorch_lightning is wanted, not {type(trainer).__name__}")
@@ -107,7 +107,7 @@ def strategy_class(name: str) -> Bases:
 
 def _is_built_on(package: ModuleType) -> bool:
     """Whether there is a model on top of it. What is only imported may be some other library's, or be loaded in case it is needed."""
-    return any(not kind.__module__.startswith(_PACKAGES) for kind in package.LightningModule.__subclasses__())
+    return any(not kind.__module__.startswith(PACKAGES) for kind in package.LightningModule.__subclasses__())
 
 
 class ByPackage:

@@ -14,7 +14,8 @@ from holdfast.lightning.ordering import put_last
 from holdfast.lightning.resuming import explain, resume_data, warn_if_refused
 from holdfast.lightning.saving import saved
 from holdfast.lightning.shares import SHARES, shares_of
-from holdfast.lightning.trainer import check_spans_workers, know_workers
+from holdfast.lightning.trainer import check_spans_workers
+from holdfast.torch.lightning import know_workers
 from holdfast.worker.report import report
 
 

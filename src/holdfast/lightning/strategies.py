@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import ConfigurationError
-from holdfast.lightning.trainer import know_workers
+from holdfast.torch.lightning import know_workers
 from holdfast.worker.context import get_context, is_inside
 
 if TYPE_CHECKING:

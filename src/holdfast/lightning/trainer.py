@@ -1,14 +1,12 @@
-"""What must be true of a trainer that runs in a worker, and what makes it so."""
+"""What must be true of a trainer that runs in a worker."""
 
 from __future__ import annotations
 
-from multiprocessing.context import get_spawning_popen
-from types import ModuleType
 from typing import Any, TypeVar
 
 from holdfast.errors import ConfigurationError
-from holdfast.lightning.packages import package_of, packages_in_use
-from holdfast.worker.context import get_context, is_inside
+from holdfast.lightning.packages import package_of
+from holdfast.worker.context import get_context
 
 T = TypeVar("T")
 
@@ -44,34 +42,3 @@ def check_spans_workers(trainer: Any) -> None:
         "with the others; pass Trainer(devices='auto', strategy=RayDDPStrategy(), plugins=[RayLightningEnvironment()]) of "
         f"holdfast.lightning, or Trainer(devices={there[1]}, strategy='ddp')"
     )
-
-
-def know_workers() -> None:
-    """Has `Trainer(devices="auto")` count the workers of this node where they train on the CPU.
-
-    Of GPUs it counts what it sees, which is one for each worker. Of CPUs it would take one, and then every worker trains alone.
-    """
-    if not is_inside() or get_context().get_local_world_size() == 1:
-        return
-    for package in packages_in_use():
-        _count_workers(package, get_context().get_local_world_size())
-
-
-def _count_workers(package: ModuleType, number: int) -> None:
-    class WorkerCPUs(package.accelerators.CPUAccelerator):  # type: ignore[name-defined] # a class of a module that is known at run time
-        """The CPU, as often as there are workers on it."""
-
-        @staticmethod
-        def auto_device_count() -> int:
-            return number
-
-        def __reduce_ex__(self, protocol: Any) -> Any:
-            if get_spawning_popen() is not None:  # multiprocessing is about to send the trainer to a new process
-                raise ConfigurationError(
-                    "the Trainer's strategy starts processes of its own, and here the workers are there already; pass strategy='ddp', or "
-                    "RayDDPStrategy() of holdfast.lightning"
-                )
-            return super().__reduce_ex__(protocol)
-
-    # Lightning's own means to put another accelerator in the place of one of its own.
-    package.accelerators.AcceleratorRegistry.register("cpu", WorkerCPUs, description="CPUs of workers", override=True)

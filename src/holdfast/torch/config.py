@@ -54,21 +54,23 @@ class TorchConfig(BackendConfig):
             "torch.utils.serialization",
             "holdfast.torch.group",
             "holdfast.torch.data",
+            "holdfast.torch.lightning",
             "holdfast.torch.model",
             "holdfast.torch.reproducibility",
         )
 
     def on_start(self, context: TrainContext) -> None:
-        """Forms the group.
+        """Forms the group, and has Lightning know it.
 
         Raises:
             ConfigurationError: torch has no such backend.
             WorkerStartError: The group did not form in time.
         """
         check_installed()
-        from holdfast.torch import group
+        from holdfast.torch import group, lightning
 
         group.form(self, context)
+        lightning.know_workers()
 
     def on_end(self, context: TrainContext) -> None:
         """Leaves the group."""

@@ -47,3 +47,11 @@ ray_trainer = TorchTrainer(
         )
     ),
 )
+
+result = ray_trainer.fit()  # completed
+
+# After training finished
+checkpoint = result.checkpoint
+with checkpoint.as_directory() as checkpoint_dir:
+    hf_checkpoint_path = f"{checkpoint_dir}/checkpoint/"
+    model = transformers.AutoModelForImageClassification.from_pretrained(hf_checkpoint_path)  # completed
