@@ -20,6 +20,7 @@ from holdfast import tracking
 from holdfast.tracking import Entry
 from holdfast.tracking.entry import parameters_of
 from holdfast.tracking.mlflow_run import MLflowRun
+from support.waiting import wait_until
 
 CONFIG = {"lr": 0.1, "net": {"layers": [8, 8]}}
 CONTEXT = train.RunContext("5e55" * 8, "run", "/runs/run", attempt=1)
@@ -289,7 +290,10 @@ def test_wandb_offline(tmp_path, caplog, monkeypatch):
     fit(callback, tmp_path)
     result = fit(callback, tmp_path, until=6)
     assert warnings(caplog) == []
-    first, second = sorted((tmp_path / "offline" / "wandb").glob("offline-run-*/run-*.wandb"), key=os.path.getmtime)
+    files = list((tmp_path / "offline" / "wandb").glob("offline-run-*/run-*.wandb"))
+    # W&B's own process writes them, and may do so when its `finish()` has returned.
+    wait_until(lambda: all(any(each.HasField("exit") for each in wandb_records(path)) for path in files), "all is written")
+    first, second = sorted(files, key=os.path.getmtime)
     assert first.name == second.name  # the same id, so the service makes one run of them
     history, config, artifacts, own_steps = [], {}, [], []
     for path in (first, second):
@@ -318,6 +322,8 @@ def wandb_records(path):
             at += left
             continue
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if len(data) < at + 7 + size:  # the rest of it is about to be written
+            return
         whole += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or its last part
