@@ -292,7 +292,9 @@ def test_wandb_offline(tmp_path, caplog, monkeypatch):
     assert warnings(caplog) == []
     files = list((tmp_path / "offline" / "wandb").glob("offline-run-*/run-*.wandb"))
     # W&B's own process writes them, and may do so when its `finish()` has returned.
-    wait_until(lambda: all(any(each.HasField("exit") for each in wandb_records(path)) for path in files), "all is written")
+    wait_until(
+        lambda: all(any(each.HasField("exit") for each in wandb_records(path)) for path in files), "all is written"
+    )
     first, second = sorted(files, key=os.path.getmtime)
     assert first.name == second.name  # the same id, so the service makes one run of them
     history, config, artifacts, own_steps = [], {}, [], []
