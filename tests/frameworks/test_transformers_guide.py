@@ -65,14 +65,8 @@ print(json.dumps({"steps": [report["metrics"]["step"] for report in reports],
                   "stored": [report["checkpoint"] is not None for report in reports]}))
 """
     script = mended("transformers_arguments.py", ["evaluation_strategy"]) + end
-<<<<<<< HEAD
-    found = told(
-        run(script, tmp_path, OMP_NUM_THREADS="1")
-    )  # a hundred steps so small that threads only wait for each other
-=======
     # A hundred steps so small that threads only wait for each other.
     found = told(run(script, tmp_path, OMP_NUM_THREADS="1"))
->>>>>>> hI
     assert found == {"steps": [50, 100], "scored": [True, True], "stored": [False, True]}
 
 
