@@ -92,11 +92,6 @@ def holds_secrets(filesystem: Any) -> bool:
     return any(_is_suspect(value) for value in values)
 
 
-def without_credentials(filesystem: Any) -> Any:
-    """The object if it holds none, else None."""
-    return None if filesystem is None or holds_secrets(filesystem) else filesystem
-
-
 def recipe_of(filesystem: Any) -> Callable[[], Any] | None:
     """What makes another object for the same place, with connections of its own.
 
@@ -143,6 +138,11 @@ def identity_of(filesystem: Any) -> Any:
 def name_of(value: Any) -> str:
     """The class of an object, as errors call it: what the object says of itself may hold secrets."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def without_credentials(filesystem: Any) -> Any:
+    """The object if it holds none, else None."""
+    return None if filesystem is None or holds_secrets(filesystem) else filesystem
 
 
 def _is_suspect(value: Any) -> bool:
