@@ -15,12 +15,14 @@ AZURITE ?= 3.34.0
 DEEPSPEED ?= deepspeed>=0.19,<0.20
 ORBAX ?= orbax-checkpoint==0.12.*
 PEER_FRAMEWORKS ?= lightning==2.6.* pytorch-lightning==2.6.* transformers==5.* accelerate
+OLDER_TRANSFORMERS ?= transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2 datasets==4.0.0
 S3_PEERS ?= s3fs==2026.9.0 boto3==1.43.117
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 FRAMEWORKS_STAMP := $(VENV)/.frameworks
+OLDER_TRANSFORMERS_PLACE := .tools/older-transformers
 PEER_VENV := .venv-peer
 PEER_STAMP := $(PEER_VENV)/.ready
 # A peer's environment that exists already: make bench PEER_PYTHON=/path/to/python
@@ -72,9 +74,20 @@ test: lint test-packages $(FRAMEWORKS_STAMP)  ## lint, and every test that is no
 	$(BIN)/python -m pytest -m "not slow"
 
 .PHONY: test-all
-test-all: lint test-packages $(FRAMEWORKS_STAMP)  ## lint, all tests, and the core's tests on other Pythons that are found
+test-all: lint test-packages $(FRAMEWORKS_STAMP)  ## lint, all tests, those of Transformers on its version 4, the core's on other Pythons
 	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory test-older-transformers
 	scripts/test-other-pythons $(BIN)/python
+
+# Laid over the newer ones of the environment, which has all else that they need. Version 4 would import TensorFlow because it is there.
+$(OLDER_TRANSFORMERS_PLACE)/.ready: Makefile $(FRAMEWORKS_STAMP)
+	rm -rf $(OLDER_TRANSFORMERS_PLACE)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OLDER_TRANSFORMERS_PLACE) $(OLDER_TRANSFORMERS)
+	@touch $@
+
+.PHONY: test-older-transformers
+test-older-transformers: $(OLDER_TRANSFORMERS_PLACE)/.ready  ## the tests of Transformers on its version 4
+	USE_TF=0 PYTHONPATH=$(CURDIR)/$(OLDER_TRANSFORMERS_PLACE) $(BIN)/python -m pytest tests/frameworks/test_transformers*.py
 
 # On a local path, or with STORE=s3 in a bucket of an S3 server that the demo starts and stops.
 STORE ?= local
