@@ -29,7 +29,7 @@ _LOOK_AGAIN_S = 0.05
 _creating = threading.Lock()
 
 
-class _RemainsError(StorageUnavailableError):
+class RemainsError(StorageUnavailableError):
     """A part of a file may lie in its place: another try would find it, and take it for another rank's."""
 
     may_pass = False
@@ -158,13 +158,13 @@ def _take_back(connection: Connection, name: str, cause: BaseException) -> None:
     """Removes what a failed try has left.
 
     Raises:
-        _RemainsError: It cannot be removed, and `cause` may be followed by another try.
+        RemainsError: It cannot be removed, and `cause` may be followed by another try.
     """
     try:
         remove_file(connection, name)
     except StorageError as error:
         if isinstance(cause, StorageError):
-            raise _RemainsError(f"{cause}; and what is there of it could not be removed: {error}") from None
+            raise RemainsError(f"{cause}; and what is there of it could not be removed: {error}") from None
         _log.warning("a file that is not wanted any more could not be removed: %s", error)
 
 
