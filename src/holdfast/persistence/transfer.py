@@ -141,7 +141,7 @@ def _retried(transfer: FileTransfer, file: StagedFile, step: Callable[[FileTrans
         except (StorageError, OSError) as error:
             if isinstance(error, StorageUnavailableError | StorageInterruptedError):
                 transfer.traces.unanswered.add(file.path)
-            # A store removes what a failed put has written, or says so with an error that is not retried. So what a
+            # A store removes what a failed put has written, or before the next try. So what a
             # retry finds at the key is another rank's, never our own remains.
             retries = retries or Retries(transfer.retry, transfer.stop)
             if retries.wait_after(error, f"Storing {transfer.source(file)!r}"):

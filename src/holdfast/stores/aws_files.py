@@ -7,6 +7,7 @@ so that nobody loads it, or asks the network for a role, in vain.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 import shlex
 from collections.abc import Mapping
@@ -42,7 +43,11 @@ def _sections(path: str) -> dict[str, dict[str, str]]:
     parser = configparser.RawConfigParser(strict=False)
     try:
         parser.read(os.path.expanduser(path), encoding="utf-8")
-        return {" ".join(shlex.split(title)): dict(parser.items(title)) for title in parser.sections()}
     except (configparser.Error, ValueError, OSError):
         # boto3 says it, where anybody asks for what is in there.
         return {}
+    found = {}
+    for title in parser.sections():
+        with contextlib.suppress(ValueError):  # a quotation mark without its fellow
+            found[" ".join(shlex.split(title))] = dict(parser.items(title))
+    return found

@@ -11,6 +11,7 @@ sign of life waits behind them.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
@@ -19,9 +20,9 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from holdfast.errors import ConfigurationError, HoldfastError, StorageUnavailableError
+from holdfast.errors import ConfigurationError, HoldfastError, StorageError, StorageUnavailableError
 from holdfast.secrecy import may_carry_secrets, password_in, secrets_of, without_password, without_secrets
-from holdfast.stores.fsspec_errors import cause_of, fsspec_error
+from holdfast.stores.fsspec_errors import breaks_connection, cause_of, fsspec_error
 from holdfast.stores.fsspec_made import make_filesystem
 from holdfast.stores.fsspec_session import CallFailedError, NoAnswerError, Session, limited
 from holdfast.stores.fsspec_traits import Traits, escape_in, is_of_this_process, traits_of
@@ -29,6 +30,7 @@ from holdfast.stores.wrapped import holds_secrets, identity_of, in_fsspec, recip
 from holdfast.urls import shown_url
 
 T = TypeVar("T")
+_log = logging.getLogger("holdfast")
 _LIMIT_S = 60.0
 # What closes a file may have all of it to send yet.
 _CLOSING = 5
@@ -48,6 +50,7 @@ class Connection:
     Attributes:
         shown: What people are told; the URL without secrets, or the path.
         directories: Those that are known to be there, as names below the root.
+        remains: Files of which failed tries of ours may have left a part.
         escape: What stands before the digits of a coded character in names.
     """
 
@@ -66,6 +69,7 @@ class Connection:
         shown = shown_url(path) if given is None else path
         self.shown = shown if shown.endswith("://") else shown.rstrip("/") or shown
         self.directories: set[str] = set() if main is None else main.directories
+        self.remains: set[str] = set() if main is None else main.remains
         self.escape = escape_in(path, given)
         self._main = main
         self._bulk: Connection | None = None
@@ -125,7 +129,18 @@ class Connection:
             return self
         with self._lock:
             if self._bulk is None:
-                self._bulk = Connection(self.path, self.options, self.given, is_cut=self._is_cut, main=self)
+                second = Connection(self.path, self.options, self.given, is_cut=self._is_cut, main=self)
+                try:
+                    second.session()
+                except StorageError as error:
+                    _log.warning(
+                        "%s takes no second connection (%s), so signs of life wait behind files there: a driver on another machine could "
+                        "take a run over from one that stores large files",
+                        self.shown,
+                        error,
+                    )
+                    second = self
+                self._bulk = second
             return self._bulk
 
     @property
@@ -215,15 +230,26 @@ class Connection:
     ) -> T:
         limit_s = _limit_s() if limit_s is None else limit_s
         session = session or self.session()
-        try:
-            return self._limited(action, name, lambda: session.run(function, limit_s), limit_s)
-        except StorageUnavailableError:
-            self._drop(session)
-            raise
+
+        def work() -> T:
+            try:
+                return session.run(function, limit_s)
+            except NoAnswerError:
+                self._drop(session)
+                raise
+            except CallFailedError as failed:
+                if breaks_connection(failed.error):
+                    self._drop(session)
+                raise
+
+        return self._limited(action, name, work, limit_s)
 
     def _drop(self, session: Session) -> None:
         """The next call is to connect anew."""
         if self._session is not session or self.traits.concurrent or not self._can_be_made_anew:
+            return
+        # What was asked for may be done yet, and a file that is opened late is emptied, whoever has stored it meanwhile.
+        if self._main is not None and session.hangs:
             return
         with self._lock:
             if self._session is session:

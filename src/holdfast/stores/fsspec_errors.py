@@ -34,6 +34,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Of classes that are nobody's but their package's, by what their names say.
 _ACCESS_NAMES = ("auth", "credential", "login", "permission", "forbidden", "hostkey")
 _PASSING_NAMES = ("timeout", "connect", "unavailable", "sshexception", "throttl", "reset")
+# Of those that pass, what the connection outlives.
+_BROKEN = _PASSING - {errno.EAGAIN, errno.EINTR, errno.EIO, errno.ESTALE, errno.EBUSY}
 # Of errors without a number, by what they say: paramiko's, and those of sockets that had a limit of time.
 _BROKEN_TEXTS = ("socket is closed", "timed out", "not connected", "connection", "session not active")
 _ACCESS_REMEDY = "these credentials may not; correct them, or the rights at that place"
@@ -103,6 +105,18 @@ def _judge(error: BaseException) -> tuple[type[StorageError], str]:
     if any(part in name for part in (*_PASSING_NAMES, "gaierror", "ssl")):
         return StorageUnavailableError, _PASSING_REMEDY
     return StorageError, ""
+
+
+def breaks_connection(error: BaseException) -> bool:
+    """Whether the client that raised it has most likely lost its connection."""
+    number = error.errno if isinstance(error, OSError) else None
+    name = type(error).__name__.lower()
+    return (
+        isinstance(error, TimeoutError | ConnectionError | EOFError)
+        or number in _BROKEN
+        or any(part in name for part in ("sshexception", "connect", "ssl", "timeout"))
+        or _is_broken(error)
+    )
 
 
 def _is_broken(error: BaseException) -> bool:

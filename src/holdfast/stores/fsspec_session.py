@@ -42,6 +42,11 @@ class Session:
         # When the call whose turn it is will be given up.
         self._until_s = _NEVER_S
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a call that was given up has not come back."""
+        return time.monotonic() > self._until_s
+
     def run(self, function: Callable[[Any], T], limit_s: float) -> T:
         """Calls the file system. The limit counts from its turn: a healthy one that has many calls before it is no failure.
 

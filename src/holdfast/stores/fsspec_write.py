@@ -6,6 +6,7 @@ beside their place and moved there. Files of checkpoints are written where they 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -27,12 +28,6 @@ _log = logging.getLogger("holdfast")
 _GUARD_S = 10.0
 _LOOK_AGAIN_S = 0.05
 _creating = threading.Lock()
-
-
-class RemainsError(StorageUnavailableError):
-    """A part of a file may lie in its place: another try would find it, and take it for another rank's."""
-
-    may_pass = False
 
 
 def write_record(connection: Connection, name: str, data: bytes) -> None:
@@ -88,6 +83,9 @@ def put_descriptor(connection: Connection, name: str, source: int, size_bytes: i
         StoreExistsError: Something lies at the name; nothing was read.
         StorageError: Reading or writing failed, and no file is there; `__cause__` is the `OSError` of a failed reading.
     """
+    if name in connection.remains:  # of a try of ours
+        remove_file(connection, name)
+        connection.remains.discard(name)
     _require_nothing(connection, name)
     try:
         if size_bytes <= CHUNK_BYTES:
@@ -99,8 +97,11 @@ def put_descriptor(connection: Connection, name: str, source: int, size_bytes: i
             make_directory(connection, _parent(name))
             stream(connection, name, source, size_bytes, hasher)
         _verify_size(connection, name, size_bytes)
-    except BaseException as error:
-        _take_back(connection, name, error)
+    except BaseException:
+        connection.remains.add(name)
+        with contextlib.suppress(StorageError):
+            remove_file(connection, name)
+            connection.remains.discard(name)
         raise
 
 
@@ -151,20 +152,6 @@ def remove_quietly(connection: Connection, name: str) -> None:
     try:
         remove_file(connection, name)
     except StorageError as error:
-        _log.warning("a file that is not wanted any more could not be removed: %s", error)
-
-
-def _take_back(connection: Connection, name: str, cause: BaseException) -> None:
-    """Removes what a failed try has left.
-
-    Raises:
-        RemainsError: It cannot be removed, and `cause` may be followed by another try.
-    """
-    try:
-        remove_file(connection, name)
-    except StorageError as error:
-        if isinstance(cause, StorageError):
-            raise RemainsError(f"{cause}; and what is there of it could not be removed: {error}") from None
         _log.warning("a file that is not wanted any more could not be removed: %s", error)
 
 

@@ -84,6 +84,7 @@ class Client:
         self._handles: dict[tuple[Resends, bool], Any] = {}
         self._lock = threading.Lock()
         self._provider: list[Any] = []
+        self._found_around: dict[str, str] | None = None
         self._name_writes()
 
     @property
@@ -194,10 +195,7 @@ class Client:
             place = self.place
             provider = given_credentials(place)
             if provider is None and place.service == "s3" and place.option("access_key_id") is None:
-                options = {
-                    **from_environment(place.service, os.environ, place.option("profile")),
-                    **dict(place.options),
-                }
+                options = {**self._around(), **dict(place.options)}
                 provider = profile_credentials(place, options.get("profile"))
             self._provider = [provider]
         return self._provider[0]
@@ -207,6 +205,7 @@ class Client:
         self._handles = {}
         self._lock = threading.Lock()
         self._provider = []
+        self._found_around = None
         self._name_writes()
         self.calls = self._make_calls()
         self.line = self._make_line()
@@ -255,18 +254,23 @@ class Client:
             return Judgement.TOO_MANY
         return Judgement.MAY_PASS if self.error("", "", error).may_pass else Judgement.FINAL
 
+    def _around(self) -> dict[str, str]:
+        """The options of the environment and of Amazon's files, read once: an error is made on the loop, and a missing object is one."""
+        if self._found_around is None:
+            place = self.place
+            self._found_around = from_environment(place.service, os.environ, place.option("profile"))
+        return self._found_around
+
     def _endpoint(self) -> str:
         place = self.place
-        found = place.option("endpoint") or from_environment(place.service, os.environ, place.option("profile")).get(
-            "endpoint"
-        )
+        found = place.option("endpoint") or self._around().get("endpoint")
         # An endpoint may have a password in it, as any URL.
         return found.rpartition("@")[2] if found else _SERVICES.get(place.service, place.root)
 
     def _connect(self, resends: Resends, is_patient: bool) -> Any:
         place = self.place
         _library(place.root)
-        options = {**from_environment(place.service, os.environ, place.option("profile")), **dict(place.options)}
+        options = {**self._around(), **dict(place.options)}
         ours = {name: options.pop(name) for name in list(options) if name in CLIENT_OPTIONS}
         if is_patient:
             longer_s = LONGER * _silence_s(ours)

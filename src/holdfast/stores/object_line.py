@@ -44,6 +44,9 @@ class Line:
         self._calls = calls
         self._is_thin = False
         self._most_parts = _FEW
+        # Since bytes came late last: when that was, and how many came in time.
+        self._late_s = 0.0
+        self._carried_bytes = 0
 
     def is_thin_for(self, num_bytes: int) -> bool:
         """Whether a request with so many bytes needs the longer limit."""
@@ -61,14 +64,16 @@ class Line:
         except Exception as error:
             # A server that is silent altogether is to be given up as soon as ever.
             is_alive = self._calls.answered_s > began_s
-            if num_bytes > SMALL_BYTES and is_alive and is_timed_out(error):
+            # A connection that is not made says nothing of the line, nor what was not given its time.
+            has_sent = "ConnectError" not in str(error) and monotonic() - began_s > 0.9 * self._limit_s
+            if num_bytes > SMALL_BYTES and is_alive and has_sent and is_timed_out(error):
                 self._came_late()
             raise
-        if num_bytes >= _SHOWS_FROM_BYTES:
-            self._carried(num_bytes, monotonic() - began_s)
+        self._carried(num_bytes, monotonic() - began_s)
         return result
 
     def _came_late(self) -> None:
+        self._late_s, self._carried_bytes = monotonic(), 0
         if not self._is_thin:
             self._is_thin = True
             self._most_parts = _FEW
@@ -80,7 +85,19 @@ class Line:
             )
 
     def _carried(self, num_bytes: int, took_s: float) -> None:
-        self._most_parts += 1
-        # What one request shows is the least that the line can: others share it.
-        if budget().limit_bytes * took_s < num_bytes * self._limit_s / 2:
+        if not self._is_thin:
+            return
+        self._carried_bytes += num_bytes
+        if num_bytes >= _SHOWS_FROM_BYTES:
+            self._most_parts += 1
+        # What one request shows is the least that the line can, for others share it; and so do all together, that may have paused.
+        shows = num_bytes >= _SHOWS_FROM_BYTES and self._is_fast(num_bytes, took_s)
+        if shows or (
+            self._carried_bytes >= budget().limit_bytes
+            and self._is_fast(self._carried_bytes, monotonic() - self._late_s)
+        ):
             self._is_thin = False
+
+    def _is_fast(self, num_bytes: int, took_s: float) -> bool:
+        """Whether at that rate all that may be on its way would arrive in half of the usual limit."""
+        return budget().limit_bytes * took_s < num_bytes * self._limit_s / 2

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 import pytest
@@ -43,6 +43,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from support.file_systems import BareFileSystem, BreakableFileSystem, ElsewhereFileSystem, RefusingFileSystem
+from support.waiting import wait_until
 
 _SECRET = "hunter2-and-more"
 _TEXTS = st.text(st.characters(codec="utf-8") | st.sampled_from("%\udc80\udcff\n02579AFf.: "), min_size=1, max_size=20)
@@ -331,19 +332,93 @@ def test_a_file_system_object_that_shares_its_client_is_not_made_anew(tmp_path: 
     assert BreakableFileSystem.made == made
 
 
-def test_a_part_of_a_file_that_cannot_be_removed_is_not_taken_for_anothers(tmp_path: Path) -> None:
+def test_a_part_of_a_file_that_cannot_be_removed_is_removed_by_the_next_try(tmp_path: Path) -> None:
     class Breaks(FileHasher):
         def update(self, data: bytes | bytearray | memoryview, /) -> None:
             BreakableFileSystem.broken = sys.maxsize
 
-    store = FsspecStore(str(tmp_path / "store"), BreakableFileSystem())
+    store, large = FsspecStore(str(tmp_path / "store"), BreakableFileSystem()), os.urandom(5 << 20)
     try:
-        with pytest.raises(StorageUnavailableError, match="could not be removed") as caught:
-            put(store, "a", tmp_path, b"x" * (5 << 20), hasher=Breaks(None))
+        with pytest.raises(StorageUnavailableError) as caught:
+            put(store, "a", tmp_path, large, hasher=Breaks(None))
     finally:
         BreakableFileSystem.broken = BreakableFileSystem.made
-    assert not caught.value.may_pass
-    assert caught.value.__cause__ is None
+    assert caught.value.may_pass
+    assert (tmp_path / "store" / "a").exists()
+    put(store, "a", tmp_path, large)
+    assert store.read("a") == large
+
+
+class LateFileSystem(BareFileSystem):
+    """Opens a file for writing, which empties it, when who has asked has long given up."""
+
+    protocol = "late"
+    opens: ClassVar[list[threading.Event]] = []
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "wb" and self.opens:
+            self.opens.pop().wait()
+        return super()._open(path, mode=mode, **options)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # nobody is left to close what is opened late
+def test_what_is_opened_late_empties_no_file_that_another_try_has_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_STORAGE_TIMEOUT_S", "1")
+    store, large = FsspecStore(str(tmp_path / "store"), LateFileSystem()), os.urandom(5 << 20)
+    store.write("record", b"1")
+    opens = threading.Event()
+    LateFileSystem.opens.append(opens)
+    for _ in range(2):  # the second waits behind the first
+        with pytest.raises(StorageUnavailableError):
+            put(store, "a", tmp_path, large)
+    assert store.read("record") == b"1"
+    opens.set()
+    monkeypatch.setenv("HOLDFAST_STORAGE_TIMEOUT_S", "60")
+    wait_until(lambda: is_stored(store, tmp_path, large), "it is stored")
+    assert store.read("a") == large
+
+
+def is_stored(store: FsspecStore, tmp_path: Path, data: bytes) -> bool:
+    try:
+        put(store, "a", tmp_path, data)
+    except StorageUnavailableError:
+        return False
+    return True
+
+
+def test_an_error_of_one_call_leaves_the_connection_to_the_others(tmp_path: Path) -> None:
+    store = FsspecStore(str(tmp_path / "store"), BreakableFileSystem())
+    store.write("a", b"0")
+    made = BreakableFileSystem.made
+
+    def refuse(_: object) -> None:
+        raise OSError(errno.EBUSY, "busy")
+
+    with pytest.raises(StorageUnavailableError):
+        store._connection.call("read", "a", refuse)
+    store.write("a", b"1")
+    assert BreakableFileSystem.made == made
+
+
+def test_a_server_that_takes_one_connection_is_used_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Lone(BareFileSystem):
+        protocol = "lone"
+        num_made = 0
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            type(self).num_made += 1
+            if self.num_made > 1:
+                raise ConnectionRefusedError("421 too many connections")
+
+    store, large = FsspecStore(str(tmp_path / "store"), Lone()), os.urandom(5 << 20)
+    put(store, "a", tmp_path, large)
+    assert store.read("a") == large
+    assert "takes no second connection" in caplog.text
 
 
 class PipeliningFileSystem(BareFileSystem):

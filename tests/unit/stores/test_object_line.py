@@ -22,16 +22,24 @@ def calls() -> Calls:
     return Calls(Gate("s3://bucket"), lambda _: Judgement.FINAL, Patience(0, 0.0), lambda *_: None)
 
 
+class Clock:
+    now_s = 100.0
+
+
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch, calls: Calls) -> Line:
     monkeypatch.setattr(object_line, "budget", lambda: MemoryBudget(256 * MIB))
+    monkeypatch.setattr(object_line, "monotonic", lambda: Clock.now_s)
     return Line("s3://bucket", 60.0, calls)
 
 
-def carry(line: Line, num_bytes: int, error: Exception | None = None, *, is_alive: bool = True) -> None:
+def carry(
+    line: Line, num_bytes: int, error: Exception | None = None, *, took_s: float = 60.0, is_alive: bool = True
+) -> None:
     async def request() -> None:
+        Clock.now_s += took_s
         if is_alive:
-            line._calls.answered()
+            line._calls.answered_s = Clock.now_s
         if error is not None:
             raise error
 
@@ -51,36 +59,46 @@ def test_a_line_on_which_bytes_came_late_is_thin_for_bytes_alone(line: Line, cap
 
 @pytest.mark.parametrize(
     ("num_bytes", "error", "is_alive"),
-    [(5 * MIB, OSError("connection reset"), True), (1000, TIMED_OUT, True), (5 * MIB, TIMED_OUT, False)],
-    ids=["broken", "few-bytes", "silent-server"],
+    [
+        (5 * MIB, OSError("connection reset"), True),
+        (1000, TIMED_OUT, True),
+        (5 * MIB, TIMED_OUT, False),
+        (5 * MIB, OSError("ConnectError: operation timed out"), True),
+    ],
+    ids=["broken", "few-bytes", "silent-server", "not-connected"],
 )
 def test_what_has_another_reason_leaves_it_as_it_was(
     line: Line, num_bytes: int, error: Exception, is_alive: bool
 ) -> None:
-    with pytest.raises(OSError, match=str(error)):
-        carry(line, num_bytes, error, is_alive=is_alive)
+    for took_s in (5.0, 60.0):
+        with pytest.raises(OSError, match=str(error)):
+            carry(line, num_bytes, error, took_s=took_s, is_alive=is_alive)
     assert not line.is_thin_for(5 * MIB)
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "took_s", "is_thin"),
-    [(40 * MIB, 4.0, False), (40 * MIB, 5.0, True), (1 * MIB, 0.001, True)],
-    ids=["fast", "slow", "too-little-to-say"],
+    ("num_bytes", "took_s", "times", "is_thin"),
+    [
+        (40 * MIB, 4.0, 1, False),
+        (40 * MIB, 5.0, 1, True),
+        (1 * MIB, 0.001, 1, True),
+        (1 * MIB, 0.1, 256, False),
+        (1 * MIB, 0.2, 300, True),
+    ],
+    ids=["fast", "slow", "too-little-to-say", "fast-together", "slow-together"],
 )
 def test_it_is_thin_until_it_has_shown_that_it_is_not(
-    line: Line, monkeypatch: pytest.MonkeyPatch, num_bytes: int, took_s: float, is_thin: bool
+    line: Line, num_bytes: int, took_s: float, times: int, is_thin: bool
 ) -> None:
     with pytest.raises(TimeoutError):
         carry(line, 5 * MIB, TIMED_OUT)
-    times = iter([100.0, 100.0 + took_s])
-    monkeypatch.setattr(object_line, "monotonic", lambda: next(times))
-    carry(line, num_bytes)
+    for _ in range(times):
+        carry(line, num_bytes, took_s=took_s)
     assert line.is_thin_for(5 * MIB) is is_thin
 
 
 def test_on_a_thin_line_one_part_more_goes_at_once_after_each_that_arrived(line: Line) -> None:
     with pytest.raises(TimeoutError):
         carry(line, 5 * MIB, TIMED_OUT)
-    line._limit_s = 0.0  # nothing is fast enough
-    carry(line, 5 * MIB)
+    carry(line, 5 * MIB, took_s=50.0)
     assert line.at_once(24) == 5
