@@ -1,4 +1,4 @@
-"""One checkpoint on its way: its shards are stored, and the commit follows when every rank has come."""
+"""One checkpoint on its way: shards are stored as ranks come, the commit follows when all have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import msgspec
 from holdfast.controller.meetings import ranks_text
 from holdfast.errors import HoldfastError, ReportError
 from holdfast.persistence import layout
-from holdfast.persistence.staging import stage_again
 from holdfast.worker import protocol
 from holdfast.worker.answers import error_of
 from holdfast.worker.handover import regular_files
@@ -84,7 +83,6 @@ class CheckpointRound:
         self._checkpoint: CheckpointWriter | None = None
         self._receipts: list[ShardReceipt] = []
         self._awaited: dict[int, _Awaited] = {}
-        self._early: list[StagedShard] = []
         self._storing = 0
         self._error: BaseException | None = None
         self._sealed: tuple[bytes, int] | None = None
@@ -106,12 +104,8 @@ class CheckpointRound:
         """What the checkpoint is, or will be, called."""
         return self._name or layout.checkpoint_name(self.report)
 
-    def add(self, rank: int, call: protocol.ReportCall, *, is_last: bool) -> None:
-        """Begins to store a rank's shard, or to wait for its files, or for the other ranks.
-
-        Args:
-            is_last: Every other rank has come.
-        """
+    def add(self, rank: int, call: protocol.ReportCall) -> None:
+        """Begins to store a rank's shard, or to wait for its files."""
         shard = call.shard
         if shard is None or self._error is not None:
             return
@@ -124,10 +118,8 @@ class CheckpointRound:
                 checkpoint.register_shard(shard)
             elif call.hands_over:
                 self._expect(rank, shard)
-            elif is_last:
-                self._follow(checkpoint.store_shard(shard, self._progress.uploaded_bytes))
             else:
-                self._early.append(shard)
+                self._follow(checkpoint.store_shard(shard, self._progress.uploaded_bytes))
         except HoldfastError as error:
             self._fail(error)
 
@@ -177,13 +169,6 @@ class CheckpointRound:
         self._sealed = (metrics, world_size)
         self._validates = validates
         if self._error is None and self._checkpoint is not None:
-            try:
-                for shard in self._early:
-                    # Ranks may share a directory, and others may have written there after this one had looked at it.
-                    self._follow(self._checkpoint.store_shard(stage_again(shard), self._progress.uploaded_bytes))
-            except HoldfastError as error:
-                self._fail(error)
-                return
             registered = self._checkpoint.look_at_registered()
             if registered is not None:
                 self._follow(registered)

@@ -94,7 +94,7 @@ class Rounds:
         return found[1].name == name if found is not None else self._writer.is_free(name)
 
     def add(self, meeting: Meeting, rank: int, call: protocol.ReportCall) -> None:
-        """Begins to store a rank's shard, or to wait with it for the other ranks."""
+        """Begins to store a rank's shard."""
         found = self._open.get(meeting.ordinal)
         if found is None:
             ordinal = meeting.ordinal
@@ -109,7 +109,7 @@ class Rounds:
                 files_closed=self._files_closed,
             )
             found = self._open[ordinal] = (meeting, round_)
-        found[1].add(rank, call, is_last=meeting.complete)
+        found[1].add(rank, call)
         early = self._abandoned.pop(rank, None)
         if early is not None and early.index == call.index:  # else it was refused: a rank makes one after another
             found[1].take(rank, early, [])

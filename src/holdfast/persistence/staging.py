@@ -89,22 +89,6 @@ def stage(directory: str | os.PathLike[str], rank: int, *, adopt: bool = False, 
     )
 
 
-def stage_again(shard: StagedShard) -> StagedShard:
-    """What lies in a reported directory now that no rank writes there any more.
-
-    Raises:
-        CheckpointSourceError: It holds by now what cannot be stored.
-        ShardModifiedError: It is gone.
-    """
-    root = layout.decode_path(shard.root)
-    if not os.path.isdir(root):
-        raise ShardModifiedError(f"{root!r} vanished after it was reported; leave it alone until `report` has returned")
-    now = stage(root, shard.rank, adopt=shard.adopt, remove=shard.remove)
-    # Each reports its own memory, which only itself can tell from that of others.
-    held = [file for file in shard.files if file.source is not None]
-    return msgspec.structs.replace(now, files=tuple(sorted((*now.files, *held), key=lambda file: file.path)))
-
-
 def check_directory(directory: str | os.PathLike[str]) -> str:
     """The absolute path of a directory that is reported.
 

@@ -89,7 +89,7 @@ def node(tmp_path, monkeypatch):
 def shard(node, tmp_path):
     write_files(tmp_path / "source", CONTENTS)
     shard = stage(tmp_path / "source", 0)
-    node.round.add(0, protocol.ReportCall(1, encode_metrics({}), shard, waits=False), is_last=True)
+    node.round.add(0, protocol.ReportCall(1, encode_metrics({}), shard, waits=False))
     return shard
 
 
@@ -112,19 +112,3 @@ def test_the_first_files_are_stored_though_the_last_never_comes(node, shard, tmp
     node.run_until(lambda: node.ends)
     assert isinstance(node.ends[0], WorkerDiedError)
     assert visible(tmp_path / "run") == hidden(tmp_path / "run") == []
-
-
-def test_what_others_write_into_a_shared_directory_before_they_come_is_stored_whole(node, tmp_path):
-    shared = tmp_path / "source"
-    write_files(shared, {"model": b"1", "torn": b"2"})
-    node.round.add(0, protocol.ReportCall(1, encode_metrics({}), stage(shared, 0)), is_last=False)
-    write_files(shared, {"torn": b"22", "late": b"3"})
-    node.round.seal(encode_metrics({}), 2, validates=False)
-    node.run_until(lambda: node.ends)
-    stored = tmp_path / "run/checkpoint_000001"
-    assert {name: (stored / name).read_bytes() for name in visible(stored)} == {
-        "model": b"1",
-        "torn": b"22",
-        "late": b"3",
-    }
-    assert node.ends[0].num_files == 3
