@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from multiprocessing.context import get_spawning_popen
 from types import ModuleType
 from typing import Any
@@ -30,7 +30,9 @@ def know_workers() -> None:
         if name in sys.modules:
             _count_workers(sys.modules[name], number)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder(number))
+        # Behind the hooks of others, which wrap what they find; before what reads directories.
+        place = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
+        sys.meta_path.insert(place, _Finder(number))
 
 
 class _Finder(MetaPathFinder):
@@ -44,18 +46,20 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in PACKAGES:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
-        loader = None if spec is None else spec.loader
-        if loader is not None:
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        asked = (finder.find_spec(fullname, path, target) for finder in others if hasattr(finder, "find_spec"))
+        spec = next(filter(None, asked), None)
+        loader: Any = None if spec is None else spec.loader
+        if hasattr(loader, "exec_module"):
             execute = loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                _count_workers(module, self._number)
+                if module.__name__ == fullname:  # that of an archive loads others, too
+                    _count_workers(module, self._number)
 
             # On this one loader, which is all else that it was: others ask it for the package's files.
-            loader.exec_module = exec_module  # type: ignore[method-assign]
+            loader.exec_module = exec_module
         return spec
 
 
