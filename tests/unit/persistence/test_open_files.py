@@ -10,7 +10,9 @@ from holdfast.persistence.open_files import RaisedLimit, most_open_files
 
 
 @pytest.fixture
-def low():
+def low(monkeypatch):
+    # Another test of this process may have left a hand-over that nobody has closed.
+    monkeypatch.setattr(RaisedLimit, "_in_force", 0)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = (min(most_open_files(), 4096) - 1, before[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, low)
